@@ -375,7 +375,7 @@ def _chatter_to(path: Path):
             (handler, handler.setStream(log))
             for logger in loggers
             for handler in logger.handlers
-            if isinstance(handler, logging.StreamHandler) and handler.stream in streams
+            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler) and handler.stream in streams
         ]
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)

@@ -1,0 +1,34 @@
+"""Plumbing of the lab series. What a lab teaches stands in its cells; what a reader would skim is here.
+
+Names are loaded on first use, so that importing labkit needs the standard library only.
+"""
+
+import importlib
+
+_HOME = {
+    "LabError": "errors",
+    "start": "workspace",
+    "dir_mb": "workspace",
+    "preflight": "preflight",
+    "fetch_model": "models",
+    "load_records": "data",
+    "split_records": "data",
+    "chat_ids": "data",
+    "eval_loss": "evaluate",
+    "onnx_eval_loss": "evaluate",
+    "decode_speed": "evaluate",
+    "olive_passes": "passes",
+    "unpack_awq": "quantize",
+    "layer_parity": "quantize",
+    "bars": "charts",
+    "lines": "charts",
+    "register": "registry",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'labkit' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"labkit.{_HOME[name]}"), name)

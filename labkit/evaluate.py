@@ -1,0 +1,104 @@
+"""Held-out loss and speed, of a torch model and of an ONNX model, measured the same way."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from labkit.data import chat_ids
+from labkit.workspace import threads
+
+
+def eval_loss(model, tokenizer, records: list[dict]) -> dict[str, float]:
+    """{"loss", "spread"}: mean cross-entropy per response token (natural log, end-of-turn token included) and its standard error.
+
+    *model* is a transformers causal model; each record runs alone, so that padding cannot matter.
+    """
+    import torch
+
+    losses = []
+    with torch.inference_mode():
+        for record in records:
+            ids, start = chat_ids(tokenizer, record)
+            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, start - 1 : -1].float()
+            targets = torch.tensor(ids[start:], device=logits.device)
+            losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist())
+    return _mean_per_token(losses)
+
+
+def onnx_eval_loss(folder: Path, tokenizer, records: list[dict], *, adapter: Path | None = None) -> dict[str, float]:
+    """The same figures of the ONNX model in *folder*, with the weights of an *adapter* file as inputs or without.
+
+    Runs the graph in ONNX Runtime itself, because GenAI returns the logits of the last position only.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=_providers(ort))
+    run = ort.RunOptions()
+    run.log_severity_level = 3
+    if adapter:
+        weights = ort.LoraAdapter()
+        weights.Load(str(adapter))
+        run.add_active_adapter(weights)
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    cache = {
+        i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), types[i.type])
+        for i in session.get_inputs()
+        if i.name.startswith("past_key_values")
+    }
+    names = {i.name for i in session.get_inputs()}
+    losses = []
+    for record in records:
+        ids, start = chat_ids(tokenizer, record)
+        feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        if "position_ids" in names:
+            feed["position_ids"] = np.arange(len(ids))[None]
+        logits = session.run(["logits"], feed | cache, run)[0][0, start - 1 : -1].astype(np.float64)
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        log_probability = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        losses.append((-log_probability[np.arange(len(ids) - start), ids[start:]]).tolist())
+    return _mean_per_token(losses)
+
+
+def decode_speed(stream: Callable[[], Iterable], *, repeats: int = 5, warmup: int = 1) -> dict[str, float]:
+    """Tokens per second after the first token, and milliseconds to it, of *stream*: median and interquartile range.
+
+    *stream* starts one generation and yields once a token.
+    """
+    speeds, first = [], []
+    for run in range(warmup + repeats):
+        times = [time.perf_counter()]
+        times += [time.perf_counter() for _ in stream()]
+        if run >= warmup:
+            speeds.append((len(times) - 2) / (times[-1] - times[1]))
+            first.append(1000 * (times[1] - times[0]))
+    return {
+        "tokens_per_s": statistics.median(speeds),
+        "tokens_per_s_spread": _spread(speeds),
+        "ttft_ms": statistics.median(first),
+        "ttft_ms_spread": _spread(first),
+    }
+
+
+def _providers(ort) -> list[str]:
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return [name for name in wanted if name in ort.get_available_providers()]
+
+
+def _mean_per_token(losses: list[list[float]]) -> dict[str, float]:
+    """Mean over all tokens; the standard error treats a record, not a token, as one draw."""
+    tokens = sum(map(len, losses))
+    mean = sum(map(sum, losses)) / tokens
+    residuals = [sum(row) - mean * len(row) for row in losses]
+    return {"loss": mean, "spread": sum(r * r for r in residuals) ** 0.5 / tokens}
+
+
+def _spread(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low

