@@ -37,21 +37,32 @@ class AwqQuantizer(Pass):
         return HfModelHandler(model_path=output_model_path)
 
 
-class TiedModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, with `shared_embeddings` kept working: one 8-bit matrix for embedding and head.
+class LoraModelBuilder(ModelBuilder):
+    """Olive's ModelBuilder with two things put right for a model with a LoRA adapter.
 
-    Olive replaces the builder's make_embedding by one that knows no sharing; only its own quantized checkpoints need that.
+    The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
+    `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
+    checkpoints quantized by Olive itself need.
     """
 
     @staticmethod
     def maybe_patch_quant() -> None:
         pass
 
+    def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str):
+        if model.adapter_path:
+            layers = model.get_hf_model_config().num_hidden_layers
+            linears = [f"attn/{p}_proj" for p in "qkvo"] + [f"mlp/{p}_proj" for p in ("gate", "up", "down")]
+            config.int4_nodes_to_exclude = [
+                f"/model/layers.{layer}/{linear}/lora_{side}/MatMul" for layer in range(layers) for linear in linears for side in "AB"
+            ]
+        return super()._run_for_config(model, config, output_model_path)
+
 
 def olive_passes() -> dict[str, Any]:
-    """Olive's package configuration with AwqQuantizer and TiedModelBuilder added: `olive.run(..., package_config=...)`."""
+    """Olive's package configuration with AwqQuantizer and LoraModelBuilder added: `olive.run(..., package_config=...)`."""
     package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
-    for name in ("AwqQuantizer", "TiedModelBuilder"):
+    for name in ("AwqQuantizer", "LoraModelBuilder"):
         package["passes"][name] = {
             "module_path": f"labkit.passes.{name}",
             **{f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")},

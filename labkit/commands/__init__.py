@@ -1,0 +1,51 @@
+"""The commands of ./lab. Each is a module here with ``main(arguments) -> exit status``; importing this needs no package."""
+
+import importlib
+import sys
+
+from labkit.errors import LabError
+
+COMMANDS = {
+    "setup": ("install everything into .venv: [--gpu] [--download DIR] [--wheels DIR]", "no"),
+    "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
+    "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
+    "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
+    "status": ("say which labs are complete", "where set up"),
+    "reset": ("delete outputs: [--from NN] [--all]", "no"),
+    "test": ("run the tests: [--all] [pytest's arguments]", "yes"),
+    "help": ("print this list", "no"),
+}
+"""Name -> (one line of help, whether it runs in the environment that setup makes)."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; its exit status. Errors that the user can mend are printed as a paragraph."""
+    name, *arguments = argv or ["help"]
+    if name in ("help", "-h", "--help"):
+        print("usage: ./lab COMMAND [options]\n")
+        print("\n".join(f"  {command:8}{line}" for command, (line, _) in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr)
+        return 2
+    try:
+        if COMMANDS[name][1] != "no" and not {"-h", "--help"} & set(arguments):
+            from labkit.commands import setup
+
+            setup.enter(argv, install_first=COMMANDS[name][1] == "yes")
+        return importlib.import_module(f"labkit.commands.{name}").main(arguments)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def lab_number(text: str) -> str:
+    """argparse type: "4" or "04" -> "04"; ValueError where there is no such lab."""
+    from labkit.workspace import LABS
+
+    if text.zfill(2) not in LABS:
+        raise ValueError(text)
+    return text.zfill(2)

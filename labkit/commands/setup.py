@@ -1,0 +1,302 @@
+"""./lab setup: the locked environment in .venv, from an index, or from a folder of wheels where there is no network."""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from labkit.commands.progress import Progress, clock
+from labkit.errors import LabError
+from labkit.profiles import ROOT
+from labkit.workspace import TELEMETRY_OFF
+
+VENV = ROOT / ".venv"
+CONDA = "on-device-lab"  # the name in environment.yml
+CPU_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
+OFFLINE = (
+    "Without a network: run './lab setup --download DIR' on a machine that has one (same system and Python version), "
+    "copy DIR here, and run './lab setup --wheels DIR'."
+)
+CHECK = """
+import importlib, importlib.metadata, time
+for module in "torch", "onnxruntime_genai", "olive":
+    started = time.perf_counter()
+    importlib.import_module(module)
+    seconds = time.perf_counter() - started
+    package = importlib.metadata.packages_distributions()[module][0]
+    print(f"  {package} {importlib.metadata.version(package)}: imported in {seconds:.1f} s", flush=True)
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Installs, or with --download only fetches."""
+    parser = argparse.ArgumentParser(prog="./lab setup", description="Installs the locked environment into .venv.")
+    parser.add_argument("--gpu", action="store_true", help="CUDA 12 packages for the gpu profile (4.7 GB to download)")
+    parser.add_argument("--download", metavar="DIR", type=Path, help="only fill DIR with all wheels, for --wheels elsewhere")
+    parser.add_argument("--wheels", metavar="DIR", type=Path, help="install from DIR alone, without any network")
+    options = parser.parse_args(arguments)
+    if options.wheels and not options.wheels.is_dir():
+        raise LabError(
+            f"the folder {options.wheels} is missing. Fill it with './lab setup --download DIR' where there is a network."
+        )
+    if options.download:
+        download(options.download.resolve(), gpu=options.gpu)
+    elif ready(gpu=options.gpu):
+        print(f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, delete that folder first.")
+    else:
+        install(gpu=options.gpu, wheels=options.wheels.resolve() if options.wheels else None)
+    return 0
+
+
+def enter(argv: list[str], *, install_first: bool) -> None:
+    """Goes on in the environment: replaces this process by the same command there, installing it first where told to.
+
+    LAB_PYTHON names the python of another environment to use; in the conda environment of environment.yml, that one is.
+    """
+    python = os.environ.get("LAB_PYTHON") or str(VENV / "bin" / "python")
+    if os.environ.get("CONDA_DEFAULT_ENV") == CONDA or os.path.abspath(sys.executable) == os.path.abspath(python):
+        os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+        return
+    if not os.environ.get("LAB_PYTHON") and not ready():
+        if not install_first:
+            return
+        install(gpu=_marker().get("lock") == "gpu.txt")
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    sys.stdout.flush()
+    os.execve(python, [python, "-m", "labkit", *argv], os.environ | {"PATH": path})
+
+
+def ready(*, gpu: bool | None = None) -> bool:
+    """Whether .venv is complete and made from the lock as it is now (with *gpu* given: from the lock of that kind)."""
+    marker = _marker()
+    return bool(
+        marker
+        and gpu in (None, marker["lock"] == "gpu.txt")
+        and marker["folder"] == str(VENV)
+        and marker["digest"] == _digest(ROOT / "locks" / marker["lock"])
+        and (VENV / "bin" / "python").exists()
+    )
+
+
+def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
+    """Makes .venv from scratch and installs a lock into it; LabError says what to do where that fails."""
+    started = time.monotonic()
+    python = VENV / "bin" / "python"
+    with _hold(), Progress() as progress:
+        _need_space(VENV, 15 if gpu else 5)
+        progress.show("make .venv")
+        for old in VENV.iterdir():
+            if old.name != "labkit-setup.lock":
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        _make_venv(VENV)
+        progress.line(f"make .venv: Python {sys.version.split()[0]}, {clock(progress.elapsed())}")
+        lock, index = ("gpu.txt", ()) if gpu else _choose(python, wheels, progress)
+        path = ROOT / "locks" / lock
+        source = ("--no-index", "--find-links", str(wheels)) if wheels else index
+        _install_builder(python, path, source, wheels, progress)
+        progress.show(f"packages of {lock}")
+        _pip(
+            python,
+            ["install", "--no-deps", "--no-build-isolation", "--use-pep517", *source, "-r", str(path)],
+            wheels,
+            progress,
+            total=len(pins(path)),
+        )
+        progress.line(f"packages of {lock}: {len(pins(path))}, {clock(progress.elapsed())}")
+        site = subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
+        )
+        Path(site.stdout.strip(), "on-device-lab.pth").write_text(f"{ROOT}\n")
+        progress.show("first import")
+        _check(python, progress)
+        aside = VENV / "labkit-lock.json.new"
+        aside.write_text(json.dumps({"lock": lock, "digest": _digest(path), "folder": str(VENV)}))
+        aside.replace(VENV / "labkit-lock.json")
+    print(f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or './lab open' (JupyterLab).")
+
+
+def download(folder: Path, *, gpu: bool = False) -> None:
+    """Fills *folder* with a wheel of every package of the lock, for the Python that runs this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, Progress() as progress:
+        _need_space(folder, 15 if gpu else 5)
+        progress.show("make a temporary environment")
+        python = Path(temporary, "bin", "python")
+        _make_venv(Path(temporary))
+        lock, index = ("gpu.txt", ()) if gpu else _choose(python, None, progress)
+        path = ROOT / "locks" / lock
+        source = (*index, "--find-links", str(folder))  # what an interrupted call has fetched is not fetched again
+        _install_builder(python, path, source, None, progress)
+        progress.show(f"packages of {lock}")
+        # the one package that comes as source is built here, so that --wheels needs no build
+        command = [
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--use-pep517",
+            *source,
+            "--wheel-dir",
+            str(folder),
+            "-r",
+            str(path),
+        ]
+        _pip(python, command, None, progress, total=len(pins(path)))
+        mb = sum(file.stat().st_size for file in folder.glob("*.whl")) / 1e6
+        progress.line(f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {clock(progress.elapsed())}")
+    print(
+        f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that folder: "
+        f"'./lab setup{' --gpu' if gpu else ''} --wheels DIR'."
+    )
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Package -> version, of a lock file."""
+    lines = (line.split("#")[0].strip() for line in lock.read_text().splitlines())
+    return dict(line.split("==") for line in lines if line)
+
+
+def _choose(python: Path, wheels: Path | None, progress: Progress) -> tuple[str, tuple[str, ...]]:
+    """The lock that fits the build of torch that pip finds here, and the index that it needs."""
+    torch = pins(ROOT / "locks" / "cpu.txt")["torch"]
+    progress.show("look for a CPU build of torch")
+    sources = [("--no-index", "--find-links", str(wheels))] if wheels else [CPU_INDEX, ()]
+    for source in sources:
+        found, output = _probe(python, torch, source, wheels)
+        if found:
+            break
+    else:
+        raise LabError(f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. {OFFLINE}{_tail(output)}")
+    # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says +cpu
+    cpu = "+cpu" in found or "%2Bcpu" in found or not sys.platform.startswith("linux")
+    if not cpu:
+        _need_space(VENV, 15)
+        progress.line(
+            "look for a CPU build of torch: none can be reached, so the default build is taken, with its CUDA libraries: about "
+            f"3 GB to download, 8 GB on disk. To avoid that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
+        )
+        return "cpu-cuda-torch.txt", ()
+    progress.line(f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, {clock(progress.elapsed())}")
+    return "cpu.txt", CPU_INDEX if "download.pytorch.org" in found else ()
+
+
+def _probe(python: Path, torch: str, source: tuple[str, ...], wheels: Path | None) -> tuple[str, list[str]]:
+    """Address of the torch wheel that pip would install, or "", and pip's output."""
+    command = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--retries", "0", "--timeout", "15", *source]
+    lines = []
+    with _start_pip(python, [*command, f"torch=={torch}"], wheels) as pip:
+        for line in pip.stdout:
+            lines.append(line)
+            match = re.search(rf"\S*torch-{re.escape(torch)}\S*\.whl", line)
+            if match:
+                # even a dry run would fetch the whole wheel
+                pip.send_signal(signal.SIGINT)
+                return match[0], lines
+    return "", lines
+
+
+def _install_builder(python: Path, lock: Path, source: tuple[str, ...], wheels: Path | None, progress: Progress) -> None:
+    """Installs the locked setuptools: packages that come as source are built with it, not with today's newest."""
+    _pip(python, ["install", "--no-deps", *source, f"setuptools=={pins(lock)['setuptools']}"], wheels, progress)
+
+
+def _pip(python: Path, command: list[str], wheels: Path | None, progress: Progress, *, total: int = 0) -> None:
+    lines, fetched = [], 0
+    with _start_pip(python, command, wheels) as pip:
+        for line in pip.stdout:
+            lines.append(line)
+            match = re.match(
+                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$", line
+            )
+            if total and match:
+                fetched += 1
+                progress.show(f"packages: {fetched} of {total}, {match[1]}{match[2] or ''}", restart=False)
+            elif total and line.startswith("Installing collected"):
+                progress.show(f"packages: unpack {total}", restart=False)
+    if pip.returncode:
+        raise LabError(
+            f"pip failed (exit {pip.returncode}). Run './lab setup' again when its complaint is mended. {OFFLINE}{_tail(lines)}"
+        )
+
+
+def _start_pip(python: Path, command: list[str], wheels: Path | None) -> subprocess.Popen:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not (wheels and key.startswith("PIP_"))}
+    if wheels:
+        # pip adds the links of its configuration to those it is given
+        env["PIP_CONFIG_FILE"] = os.devnull
+    env |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [python, "-m", "pip", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+    )
+
+
+def _make_venv(folder: Path) -> None:
+    # within an environment, its own base: the environment may be the one that is made anew
+    base = getattr(sys, "_base_executable", sys.executable)
+    made = subprocess.run([base, "-m", "venv", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if made.returncode:
+        raise LabError(
+            f"{base} cannot make a virtual environment in {folder}. On Debian and Ubuntu install "
+            f"python3.{sys.version_info[1]}-venv ('sudo apt install ...') and run './lab setup' again.{_tail([made.stdout])}"
+        )
+
+
+def _check(python: Path, progress: Progress) -> None:
+    env = TELEMETRY_OFF | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", CHECK], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise LabError(
+            "the packages are installed, but one cannot be imported. Run './lab setup' again; if that does not help, report "
+            f"what follows.{_tail(done.stderr.splitlines(keepends=True))}"
+        )
+    progress.line(f"first import: {clock(progress.elapsed())}\n{done.stdout.rstrip()}")
+
+
+@contextlib.contextmanager
+def _hold():
+    """Holds .venv for one setup; LabError where another one is at work, or where .venv is somebody else's."""
+    lock = VENV / "labkit-setup.lock"
+    if VENV.exists() and any(VENV.iterdir()) and not lock.exists():
+        raise LabError(
+            f"{VENV} was not made by './lab setup', which would have to delete it. Move it away and run './lab setup' again."
+        )
+    VENV.mkdir(exist_ok=True)
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError("another './lab setup' is at work in this folder. Wait until it has ended.") from None
+        yield
+
+
+def _need_space(folder: Path, gb: int) -> None:
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gb:
+        raise LabError(
+            f"{folder} is on a disk with {free:.1f} GB free, and {gb} GB are needed. Free some space, or move the folder of the "
+            "labs to a larger disk, and run './lab setup' again."
+        )
+
+
+def _marker() -> dict:
+    path = VENV / "labkit-lock.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _digest(path: Path) -> str:
+    # of the pins alone: another comment is no reason to install anew
+    return hashlib.sha256(json.dumps(pins(path)).encode()).hexdigest() if path.exists() else ""
+
+
+def _tail(lines: list[str], count: int = 15) -> str:
+    last = "".join(lines).rstrip().splitlines()[-count:]
+    return "\nThe end of the output:\n" + "\n".join(last) if last else ""
