@@ -23,6 +23,7 @@ _HOME = {
     "bars": "charts",
     "lines": "charts",
     "register": "registry",
+    "workspace_client": "registry",
 }
 
 __all__ = list(_HOME)

@@ -55,7 +55,7 @@ PROFILES = {
         lora_rank=8,
         lora_alpha=16,
         lora_targets=LLAMA,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         steps=80,
         batch_size=4,
         sequence_length=160,
@@ -97,12 +97,12 @@ def saved_choice() -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def resolve_profile(**explicit: str | int | None) -> Profile:
-    """The profile in force: *explicit* (profile, model, data, steps), else LAB_*, else the saved choice, else cpu.
+def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) -> Profile:
+    """The profile in force: *explicit* (profile, model, data, steps), else LAB_*, else the *saved* choice, else cpu.
 
     Raises LabError for an unknown profile, steps that are not a positive number, or a data file that is missing.
     """
-    saved = saved_choice()
+    saved = saved_choice() if saved is None else saved
 
     def pick(key):
         return explicit.get(key) or os.environ.get(f"LAB_{key.upper()}") or saved.get(key)

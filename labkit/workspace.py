@@ -20,19 +20,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder
+from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 
 LABS = {
     "01": ("setup", ()),
     "02": ("quantize", ("base", "train.jsonl", "heldout.jsonl")),
-    "03": ("finetune", ("awq", "train.jsonl", "heldout.jsonl")),
-    "04": ("optimize", ("awq-dense", "adapter", "heldout.jsonl")),
+    "03": ("finetune", ("awq-dense", "train.jsonl", "heldout.jsonl")),
+    "04": ("optimize", ("awq-dense", "lora", "heldout.jsonl")),
     "05": ("infer", ("onnx", "base", "heldout.jsonl")),
     "06": ("upload", ("onnx",)),
 }
 """Number -> (name, products of earlier labs that it reads)."""
 
-MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", "awq-dense": "03", "adapter": "03", "onnx": "04"}
+MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", "awq-dense": "02", "lora": "03", "onnx": "04"}
 
 PACKAGES = (
     "olive-ai onnxruntime onnxruntime-gpu onnxruntime-genai onnxruntime-genai-cuda torch transformers peft autoawq onnx azure-ai-ml"
@@ -108,11 +108,13 @@ class Lab:
             raise LabError(f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}.")
         return self.folder / product
 
-    def step(self, product: str, build: Callable[[Path], object], *, needs: tuple[str, ...] = ()) -> Path:
+    def step(
+        self, product: str, build: Callable[[Path], object], *, needs: tuple[str, ...] = (), keep: str | tuple[str, ...] = ()
+    ) -> Path:
         """Path of *product*, a file or folder that *build* writes.
 
-        *build* gets a temporary sibling, which is moved into place when *build* has returned. The result is reused
-        while its inputs (the products in *needs*, the profile, the data, labkit, the source of *build* and the plain
+        *build* gets a temporary sibling, which is moved into place when *build* has returned: whole, or the entries
+        named in *keep*, or the one folder *keep* itself. The result is reused while its inputs (the products in *needs*, the profile, the data, labkit, the source of *build* and the plain
         values it reads) are the same. Raises LabError where an Olive run yields no model or nothing was written.
         """
         target = self.folder / product
@@ -126,12 +128,19 @@ class Lab:
                 raise LabError("Olive produced no model.")
             if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
                 raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
+            finished = partial / keep if isinstance(keep, str) else partial
+            if not finished.exists():
+                raise LabError(f"{product}: the step wrote no {keep}.")
+            for path in partial.iterdir() if isinstance(keep, tuple) and keep else ():
+                if path.name not in keep:
+                    _remove(path)
             old = self.folder / f".{product}.old"
             _remove(old)
             (_stamp_path(self.folder, product)).unlink(missing_ok=True)
             if target.exists():
                 target.rename(old)
-            partial.rename(target)
+            finished.rename(target)
+            _remove(partial)
             _remove(old)
             return {"mb": round(dir_mb(target), 3)}
 
@@ -141,6 +150,24 @@ class Lab:
     def measure(self, name: str, take: Callable[[], dict], *, needs: tuple[str, ...] = ()) -> dict:
         """Figures that *take* returns, {section: {name: number}}, kept for the summary and reused like a step's product."""
         return self._run(name, take, take, needs)["values"]
+
+    def workflow(self, name: str, **input_model: Path) -> dict:
+        """notebooks/workflows/NAME.json with the paths of *input_model*, this profile's device and provider, and the cache filled in."""
+        workflow = json.loads((ROOT / "notebooks" / "workflows" / f"{name}.json").read_text())
+        workflow["input_model"] |= {key: str(path) for key, path in input_model.items()}
+        device = "gpu" if self.profile.device == "cuda" else "cpu"
+        accelerator = {"device": device, "execution_providers": [self.profile.provider]}
+        workflow["systems"] = {"local_system": {"type": "LocalSystem", "accelerators": [accelerator]}}
+        return workflow | {"target": "local_system", "cache_dir": str(self.folder / ".olive-cache")}
+
+    def figures(self, section: str) -> dict[str, float]:
+        """The figures of one *section* that this lab and those before it have measured."""
+        rows = (stamp["values"].get(section, {}) for stamp in stamps(self.folder) if is_current(self.folder, stamp["name"]))
+        return {name: value for row in rows for name, value in row.items()}
+
+    def added_mb(self, name: str) -> float:
+        """Memory that step *name* added at its peak to what the process held before, in MB."""
+        return read_stamp(self.folder, name)["added_rss_mb"]
 
     def checkpoint(self, number: str, *, judged: bool = True, **claims: bool) -> None:
         """Prints each claim; raises LabError at the first that is false. Where not *judged*, says so and passes."""
@@ -194,6 +221,7 @@ class Lab:
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 3),
             "peak_rss_mb": round(peak.mb, 1),
+            "added_rss_mb": round(peak.mb - peak.before, 1),
             "files": _listing(self.folder / name),
             "values": values,
         }
@@ -233,7 +261,10 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    lab = Lab(number, resolve_profile(**explicit))
+    choice = saved_choice()
+    if number == "01":  # its own constants replace the saved ones; only the profile stays as it was chosen
+        choice = {key: value for key, value in choice.items() if key == "profile"}
+    lab = Lab(number, resolve_profile(saved=choice, **explicit))
     try:
         lab.logs.mkdir(parents=True, exist_ok=True)
         probe = lab.folder / f".writable-{os.getpid()}"
@@ -345,21 +376,24 @@ def write_summary(folder: Path) -> dict:
 
 
 class _Peak:
-    """Peak resident memory of this process within the block, in MB."""
+    """Resident memory of this process in MB: before the block, and its peak within."""
 
     def __enter__(self):
+        import psutil
+
+        self.before = psutil.Process().memory_info().rss / 1e6
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's high-water mark anew
         return self
 
     def __exit__(self, *_):
-        for line in _read("/proc/self/status").splitlines():
-            if line.startswith("VmHWM:"):
-                self.mb = int(line.split()[1]) * 1024 / 1e6
-                return
-        import resource
+        marks = [int(line.split()[1]) for line in _read("/proc/self/status").splitlines() if line.startswith("VmHWM:")]
+        if marks:
+            self.mb = marks[0] * 1024 / 1e6
+        else:
+            import resource
 
-        self.mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+            self.mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The commands of ./lab. Each is a module here with ``main(arguments) -> exit status``; importing this needs no package."""
 
+import argparse
 import importlib
 import sys
 
@@ -43,9 +44,9 @@ def main(argv: list[str]) -> int:
 
 
 def lab_number(text: str) -> str:
-    """argparse type: "4" or "04" -> "04"; ValueError where there is no such lab."""
+    """argparse type: "4" or "04" -> "04"."""
     from labkit.workspace import LABS
 
     if text.zfill(2) not in LABS:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"'{text}' is not a lab: {min(LABS)} to {max(LABS)}")
     return text.zfill(2)

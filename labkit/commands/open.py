@@ -17,7 +17,15 @@ def main(arguments: list[str]) -> int:
     print(f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends it.", flush=True)
     notebooks = ROOT / "notebooks"
     os.chdir(notebooks)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", f"--ServerApp.root_dir={notebooks}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--log-level=WARN",
+        f"--port={port}",
+        f"--ServerApp.root_dir={notebooks}",
+    ]
     if os.geteuid() == 0:
         # in a container there is often no other user, and Jupyter refuses root unless told
         command.append("--allow-root")

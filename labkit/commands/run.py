@@ -1,10 +1,12 @@
 """./lab run: all labs in order, what is complete and unchanged skipped, and one report of them all."""
 
 import argparse
+import asyncio
 import hashlib
 import json
 import os
 import re
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -158,14 +160,21 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
     notebook = nbformat.read(source, as_version=4)
     expected = expected_seconds(folder, number, notebook.cells[0].source if notebook.cells else "")
     lab = f"{number} {workspace.LABS[number][0]}"
-    section, since = "start", time.monotonic()
+    section, since, interrupted = "start", time.monotonic(), False
 
     def leave():
         if not progress.live and time.monotonic() - since >= 1:
             print(f"  {lab}: {section}, {clock(time.monotonic() - since)}", flush=True)
 
+    def stop(task):
+        nonlocal interrupted
+        interrupted = True
+        task.cancel()
+
     def enter(cell, cell_index):
         nonlocal section, since
+        # nbclient's own handler ends the kernel and then itself, with an assertion
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop, asyncio.current_task())
         headings = re.findall(r"^#+ +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
         if headings:
             leave()
@@ -182,6 +191,7 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
         kernel_name="python3",
         resources={"metadata": {"path": str(source.parent)}},
         on_cell_start=enter,
+        shutdown_kernel="immediate",
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns about its own transport, in the midst of the progress
     )
     env = os.environ | {"LAB_PROFILE": profile, "LAB_LOCK_HELD": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
@@ -189,7 +199,9 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
         client.execute(env=env)
     except CellExecutionError as error:
         problem = error.evalue if error.ename == "LabError" else f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
+    except (DeadKernelError, asyncio.CancelledError):
+        if interrupted:
+            raise KeyboardInterrupt from None
         problem = (
             "the kernel died, most often because memory ran out. Close other programs, or see what "
             f"'./lab doctor' says of this machine. Logs are in {folder / 'logs'}."

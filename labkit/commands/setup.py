@@ -71,6 +71,10 @@ def enter(argv: list[str], *, install_first: bool) -> None:
         if not install_first:
             return
         install(gpu=_marker().get("lock") == "gpu.txt")
+    if not os.access(python, os.X_OK):
+        raise LabError(
+            f"LAB_PYTHON names {python}, which is no program. Unset it to use {VENV}, or name the python of an environment."
+        )
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     sys.stdout.flush()
     os.execve(python, [python, "-m", "labkit", *argv], os.environ | {"PATH": path})

