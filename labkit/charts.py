@@ -26,7 +26,9 @@ def bars(
         ax.errorbar(range(len(names)), heights, yerr=errors, fmt="none", ecolor="black", capsize=6)
     for i, (name, height) in enumerate(zip(names, heights, strict=True)):
         text = _number(height) + (f"\n{labels[name]}" if labels and name in labels else "")
-        ax.annotate(text, (i, height + errors[i]), ha="center", va="bottom", fontsize=13, xytext=(0, 3), textcoords="offset points")
+        ax.annotate(
+            text, (i, height + errors[i]), ha="center", va="bottom", fontsize=13, xytext=(0, 3), textcoords="offset points"
+        )
     ax.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) if len(name) > 12 else name for name in names])
     ax.set_ylim(0, 1.25 * max(h + e for h, e in zip(heights, errors, strict=True)))
     return _finish(ax, ylabel, title)

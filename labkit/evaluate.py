@@ -6,24 +6,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from labkit.data import chat_ids
-from labkit.workspace import threads
+from labkit.machine import threads
 
 
 def eval_loss(model, tokenizer, records: list[dict]) -> dict[str, float]:
-    """{"loss", "spread"}: mean cross-entropy per response token (natural log, end-of-turn token included) and its standard error.
+    """{"loss", "spread"}: mean cross-entropy per response token (natural log, end-of-turn token included), standard error.
 
     *model* is a transformers causal model; each record runs alone, so that padding cannot matter.
     """
     import torch
 
-    losses = []
-    with torch.inference_mode():
-        for record in records:
-            ids, start = chat_ids(tokenizer, record)
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, start - 1 : -1].float()
-            targets = torch.tensor(ids[start:], device=logits.device)
-            losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist())
-    return _mean_per_token(losses)
+    def logits(ids):
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+
+    return _loss(logits, tokenizer, records)
 
 
 def onnx_eval_loss(folder: Path, tokenizer, records: list[dict], *, adapter: Path | None = None) -> dict[str, float]:
@@ -33,35 +30,31 @@ def onnx_eval_loss(folder: Path, tokenizer, records: list[dict], *, adapter: Pat
     """
     import numpy as np
     import onnxruntime as ort
+    import torch
 
-    options = ort.SessionOptions()
+    options, run = ort.SessionOptions(), ort.RunOptions()
     options.intra_op_num_threads = threads()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=_providers(ort))
-    run = ort.RunOptions()
-    run.log_severity_level = 3
+    options.log_severity_level = run.log_severity_level = 3
+    known = ort.get_available_providers()
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=providers)
     if adapter:
         weights = ort.LoraAdapter()
         weights.Load(str(adapter))
         run.add_active_adapter(weights)
+    inputs = {i.name: i for i in session.get_inputs()}
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     cache = {
-        i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), types[i.type])
-        for i in session.get_inputs()
-        if i.name.startswith("past_key_values")
+        n: np.zeros((1, i.shape[1], 0, i.shape[3]), types[i.type]) for n, i in inputs.items() if n.startswith("past_key_values")
     }
-    names = {i.name for i in session.get_inputs()}
-    losses = []
-    for record in records:
-        ids, start = chat_ids(tokenizer, record)
+
+    def logits(ids):
         feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        if "position_ids" in names:
-            feed["position_ids"] = np.arange(len(ids))[None]
-        logits = session.run(["logits"], feed | cache, run)[0][0, start - 1 : -1].astype(np.float64)
-        shifted = logits - logits.max(axis=-1, keepdims=True)
-        log_probability = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-        losses.append((-log_probability[np.arange(len(ids) - start), ids[start:]]).tolist())
-    return _mean_per_token(losses)
+        feed["position_ids"] = np.arange(len(ids))[None]
+        feed = {name: value for name, value in feed.items() if name in inputs}
+        return torch.from_numpy(session.run(["logits"], feed | cache, run)[0][0])
+
+    return _loss(logits, tokenizer, records)
 
 
 def decode_speed(stream: Callable[[], Iterable], *, repeats: int = 5, warmup: int = 1) -> dict[str, float]:
@@ -84,9 +77,15 @@ def decode_speed(stream: Callable[[], Iterable], *, repeats: int = 5, warmup: in
     }
 
 
-def _providers(ort) -> list[str]:
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return [name for name in wanted if name in ort.get_available_providers()]
+def _loss(logits: Callable, tokenizer, records: list[dict]) -> dict[str, float]:
+    import torch
+
+    losses = []
+    for ids, start in (chat_ids(tokenizer, record) for record in records):
+        predicted = logits(ids)[start - 1 : -1].float()
+        wanted = torch.tensor(ids[start:], device=predicted.device)
+        losses.append(torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").tolist())
+    return _mean_per_token(losses)
 
 
 def _mean_per_token(losses: list[list[float]]) -> dict[str, float]:

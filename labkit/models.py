@@ -1,6 +1,5 @@
 """Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
 
-import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -16,11 +15,7 @@ WHEELS = {
         98362432,
     ),
 }
-ARCHITECTURES = {
-    # model type -> what AutoAWQ, PEFT and the ONNX model builder all know, and what has been run here
-    "llama": "LlamaForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
+ARCHITECTURES = ("llama", "phi3")  # what AutoAWQ, PEFT and the ONNX model builder all know, and has been run here
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
@@ -132,7 +127,9 @@ def _from_registry(out: Path, address: str) -> Path:
 
     parts = address.removeprefix("azureml://").strip("/").split("/")
     if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
-        raise LabError(f"'{address}' is not a model address. It must look like azureml://registries/azureml/models/NAME/versions/1.")
+        raise LabError(
+            f"'{address}' is not a model address. It must look like azureml://registries/azureml/models/NAME/versions/1."
+        )
     try:
         client = MLClient(DefaultAzureCredential(), registry_name=parts[1], enable_telemetry=False)
         client.models.download(name=parts[3], version=parts[5], download_path=out)
@@ -150,6 +147,7 @@ def _from_registry(out: Path, address: str) -> Path:
 def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (source / "config.json").is_file():
@@ -157,16 +155,10 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     _check(source, profile)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise LabError(f"the weights in {source} could not be read ({str(error).splitlines()[0]}). Fetch the model again.") from error
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise LabError(f"a weight file in {source} is truncated or damaged ({error}). Fetch the model again.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise LabError(f"the weights in {source} are truncated or damaged ({error}). Fetch the model again.") from error
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(source).save_pretrained(out)
-    if not (out / "tokenizer_config.json").is_file():
-        shutil.copy(source / "tokenizer_config.json", out)
 
 
 def _check(folder: Path, profile: Profile) -> None:

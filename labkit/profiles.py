@@ -20,6 +20,7 @@ class Profile:
     device: str  # torch device
     provider: str  # ONNX Runtime execution provider
     dtype: str  # torch dtype of quantization and training
+    attention: str  # transformers' attention in training
     group_size: int  # weights that share one scale and one zero point
     lora_rank: int
     lora_alpha: int
@@ -51,6 +52,7 @@ PROFILES = {
         device="cpu",
         provider="CPUExecutionProvider",
         dtype="bfloat16",
+        attention="eager",  # a quarter faster than sdpa on a CPU, at this length
         group_size=32,  # divides the hidden size 576 = 18 x 32; the usual 128 does not
         lora_rank=8,
         lora_alpha=16,
@@ -70,6 +72,7 @@ PROFILES = {
         device="cuda",
         provider="CUDAExecutionProvider",
         dtype="bfloat16",
+        attention="sdpa",
         group_size=128,
         lora_rank=16,
         lora_alpha=32,
@@ -123,6 +126,8 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
     steps = explicit.get("steps") if explicit.get("steps") is not None else pick("steps")
     if steps is not None:
         if not str(steps).isdigit() or int(steps) < 1:
-            raise LabError(f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps you want, for example 80.")
+            raise LabError(
+                f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps you want, for example 80."
+            )
         profile = replace(profile, steps=int(steps))
     return profile

@@ -1,60 +1,11 @@
-"""AWQ through AutoAWQ, its packed weights unpacked again, and their comparison with what the ONNX model holds.
+"""The 4-bit grid: packed AWQ weights unpacked on it, and the ONNX model compared with it."""
 
-The only module that knows AutoAWQ, which is archived upstream: another engine would be put in here.
-"""
-
-import gc
 import json
 from pathlib import Path
 
 from labkit.errors import LabError
 
 BITS = 4
-
-
-def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
-    """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
-
-    *calibration* is token ids, one list a record. Clipping is left out: it takes minutes and lowered no loss here.
-    Raises LabError where there is too little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
-    """
-    import torch
-    from awq import AutoAWQForCausalLM
-    from awq.quantize.quantizer import AwqQuantizer
-    from transformers import AutoTokenizer
-
-    class CopyingQuantizer(AwqQuantizer):
-        # On the CPU, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale
-        # weights that the one before had scaled. A copy makes the search correct on every device.
-        def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
-            original = module2inspect.state_dict
-            module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
-            try:
-                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
-            finally:
-                del module2inspect.state_dict
-
-    length = 128
-    if sum(map(len, calibration)) < length:
-        raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoAWQForCausalLM.from_pretrained(
-        str(model_dir), torch_dtype=getattr(torch, dtype), device_map=device, trust_remote_code=False
-    )
-    # AutoAWQ collects garbage some 600 times a run; without the objects that live on anyway, each is cheap
-    gc.freeze()
-    model.quantize(
-        tokenizer,
-        quant_config={"w_bit": BITS, "q_group_size": group_size, "zero_point": True, "version": "GEMM"},
-        calib_data=[ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)],
-        max_calib_samples=len(calibration) * 64,
-        max_calib_seq_len=length,
-        apply_clip=False,
-        quantizer_cls=CopyingQuantizer,
-    )
-    gc.unfreeze()
-    model.save_quantized(str(out))
-    tokenizer.save_pretrained(out)
 
 
 def unpack_awq(awq_dir: Path, out: Path) -> None:
@@ -79,7 +30,9 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise LabError(f"{awq_dir} does not hold the whole model (missing {missing[:3]}, unknown {unexpected[:3]}): run lab 02 again.")
+        raise LabError(
+            f"{awq_dir} does not hold the whole model (missing {missing[:3]}, unknown {unexpected[:3]}): run lab 02 again."
+        )
     model.tie_weights()
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(awq_dir).save_pretrained(out)
@@ -97,7 +50,7 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     from safetensors import safe_open
 
     graph = onnx.load(onnx_dir / "model.onnx").graph
-    weights = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type != onnx.TensorProto.FLOAT or i.dims}
+    weights = {initializer.name: initializer for initializer in graph.initializer}
     dense = {}
     for file in Path(dense_dir).glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -108,7 +61,7 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
             continue
         attributes = {a.name: a.i for a in node.attribute}
         size, rows = attributes["block_size"], attributes["N"]
-        packed, scales, zeros = (weights[name] for name in node.input[1:4])
+        packed, scales, zeros = (numpy_helper.to_array(weights[name]) for name in node.input[1:4])
         q = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, size)
         scale = scales.reshape(rows, -1, 1)
         zero = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(rows, -1)[:, : scale.shape[1], None]

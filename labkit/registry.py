@@ -11,6 +11,7 @@ from labkit.workspace import dir_mb, sha256
 
 NEVER_UPLOADED = {"model_config.json"}  # Olive's own notes: they hold paths of this machine
 IGNORE_FILES = {".gitignore", ".amlignore"}  # the SDK obeys them silently, and would leave weights behind
+SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
 WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 
 
@@ -24,20 +25,28 @@ def register(
     registered is returned as it is. Raises LabError for a version that exists with other content, an ignore file in
     the folder, or a copy that differs from its source.
     """
-    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NEVER_UPLOADED}
+    import yaml
+
+    files = {
+        p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NEVER_UPLOADED
+    }
     if ignoring := IGNORE_FILES & {Path(f).name for f in files}:
-        raise LabError(f"{folder} holds {', '.join(ignoring)}: the upload would leave files out silently. Delete it and run the cell again.")
+        raise LabError(
+            f"{folder} holds {', '.join(ignoring)}: the upload would leave files out silently. Delete it and run the cell again."
+        )
     if not files:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
     contents = {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in files.items()}
     home = registry / name
     existing = {int(p.name): p for p in home.glob("*") if p.name.isdigit()} if home.is_dir() else {}
     for number, package in sorted(existing.items()):
-        if version in (None, number) and read_manifest(package)["files"] == contents:
+        if version in (None, number) and _manifest(package) == contents:
             verify(package)
             return package
     if version in existing:
-        raise LabError(f"version {version} of {name} exists with other content. Leave the version out, and the next free one is taken.")
+        raise LabError(
+            f"version {version} of {name} exists with other content. Leave the version out, and the next free one is taken."
+        )
     version = version or max(existing, default=0) + 1
     package, partial = home / str(version), home / f".{version}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,15 +56,12 @@ def register(
         shutil.copyfile(source, target)
     manifest = {"name": name, "version": version, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": contents}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    _write_model_yml(partial / "model.yml", name=name, version=version, description=description, tags=tags or {})
+    asset = {"$schema": SCHEMA, "name": name, "version": str(version), "type": "custom_model", "path": "model"}
+    asset |= {"description": description, "tags": {key: str(value) for key, value in (tags or {}).items()}}
+    (partial / "model.yml").write_text(yaml.safe_dump(asset, sort_keys=False, allow_unicode=True))
     verify(partial)
     partial.rename(package)
     return package
-
-
-def read_manifest(package: Path) -> dict:
-    """The manifest of a registered *package*."""
-    return json.loads((package / "manifest.json").read_text())
 
 
 def verify(package: Path) -> float:
@@ -65,22 +71,13 @@ def verify(package: Path) -> float:
     """
     from azure.ai.ml import load_model
 
-    wanted = read_manifest(package)["files"]
+    wanted = _manifest(package)
     found = {p.relative_to(package / "model").as_posix(): p for p in (package / "model").rglob("*") if p.is_file()}
     for path in sorted(wanted.keys() | found.keys()):
         if path not in found or path not in wanted or sha256(found[path]) != wanted[path]["sha256"]:
             raise LabError(f"{package}: {path} is missing, surplus or altered. Delete this version's folder and register again.")
     load_model(package / "model.yml")
     return dir_mb(package / "model")
-
-
-def az_command(package: Path, *, group: str = "RG", workspace: str = "PROJECT") -> str:
-    """The Azure CLI's equivalent of registering this *package*."""
-    manifest = read_manifest(package)
-    return (
-        f"az ml model create --name {manifest['name']} --version {manifest['version']} --path {package / 'model'} "
-        f"--resource-group {group} --workspace-name {workspace}"
-    )
 
 
 def workspace_client():
@@ -95,31 +92,24 @@ def workspace_client():
     given = [os.environ.get(name) for name in WORKSPACE]
     if any(given) and not all(given):
         missing = ", ".join(n for n, v in zip(WORKSPACE, given, strict=True) if not v)
-        raise LabError(f"the workspace is half configured: {missing} is not set. Set all of {', '.join(WORKSPACE)}, or none for the rehearsal.")
+        raise LabError(f"the workspace is half configured: {missing} is not set. Set all three variables, or none to rehearse.")
     credential = DefaultAzureCredential(exclude_interactive_browser_credential=True)
     if all(given):
         return MLClient(credential, *given, enable_telemetry=False)
     here = Path.cwd()
-    configs = [f / sub for f in (here, *here.parents) for sub in ("config.json", ".azureml/config.json", "aml_config/config.json")]
+    configs = [
+        f / sub for f in (here, *here.parents) for sub in ("config.json", ".azureml/config.json", "aml_config/config.json")
+    ]
     config = next((c for c in configs if c.is_file() and "workspace_name" in c.read_text(errors="replace")), None)
     if config is None:
         return None
     try:
         return MLClient.from_config(credential, path=str(config), enable_telemetry=False)
     except (ResourceNotFoundError, ValueError, KeyError) as error:
-        raise LabError(f"{config} names no usable workspace ({error}). Download it again from the studio, or delete it.") from error
+        raise LabError(
+            f"{config} names no usable workspace ({error}). Download it again from the studio, or delete it."
+        ) from error
 
 
-def _write_model_yml(path: Path, *, name: str, version: int, description: str, tags: dict) -> None:
-    import yaml
-
-    content = {
-        "$schema": "https://azuremlschemas.azureedge.net/latest/model.schema.json",
-        "name": name,
-        "version": str(version),
-        "type": "custom_model",
-        "path": "model",
-        "description": description,
-        "tags": {key: str(value) for key, value in tags.items()},
-    }
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+def _manifest(package: Path) -> dict:
+    return json.loads((package / "manifest.json").read_text())["files"]

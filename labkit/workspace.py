@@ -1,6 +1,7 @@
 """The run folder: steps written aside and moved into place, their stamps, the ledger and the summary."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import inspect
@@ -8,18 +9,16 @@ import json
 import logging
 import math
 import os
-import platform
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.machine import machine, threads, versions
 from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 
 LABS = {
@@ -34,50 +33,16 @@ LABS = {
 
 MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", "awq-dense": "02", "lora": "03", "onnx": "04"}
 
-PACKAGES = (
-    "olive-ai onnxruntime onnxruntime-gpu onnxruntime-genai onnxruntime-genai-cuda torch transformers peft autoawq onnx azure-ai-ml"
-).split()
+OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 
-TELEMETRY_OFF = {
-    "OLIVE_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "AZURE_CORE_COLLECT_TELEMETRY": "0",
-    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
-}
+TELEMETRY_OFF = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+TELEMETRY_OFF |= {"AZURE_CORE_COLLECT_TELEMETRY": "0", "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true"}
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def notebook_path(number: str) -> Path:
     """Path of the notebook of lab *number*."""
     return ROOT / "notebooks" / f"{number}_{LABS[number][0]}.ipynb"
-
-
-def threads() -> int:
-    """CPU cores that this process may use; every library of the labs is given as many threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def machine() -> dict[str, str | int | float]:
-    """Processor, cores, memory in GB and system of this machine."""
-    import psutil
-
-    names = [line.split(":", 1)[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "threads": threads(),
-        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(),
-        "seed": SEED,
-    }
 
 
 def sha256(path: Path) -> str:
@@ -113,12 +78,13 @@ class Lab:
     ) -> Path:
         """Path of *product*, a file or folder that *build* writes.
 
-        *build* gets a temporary sibling, which is moved into place when *build* has returned: whole, or the entries
-        named in *keep*, or the one folder *keep* itself. The result is reused while its inputs (the products in *needs*, the profile, the data, labkit, the source of *build* and the plain
-        values it reads) are the same. Raises LabError where an Olive run yields no model or nothing was written.
+        *build* gets a temporary sibling, which is moved into place when *build* has returned: whole, or its entries named
+        in *keep*, or the one folder *keep* itself. The result is reused while its inputs (the products in *needs*, the
+        profile, the data, labkit, the source of *build* and the plain values it reads) are the same.
+        Raises LabError where an Olive run yields no model, nothing was written, or the disk is full.
         """
         target = self.folder / product
-        partial = self.folder / f".{product}.partial"
+        partial = self.folder / f".partial-{product}"  # no suffix: Olive would take it for a file
 
         def write() -> dict:
             _remove(partial)
@@ -128,6 +94,8 @@ class Lab:
                 raise LabError("Olive produced no model.")
             if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
                 raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
+            for notes in OLIVE_NOTES if partial.is_dir() else ():
+                _remove(partial / notes)
             finished = partial / keep if isinstance(keep, str) else partial
             if not finished.exists():
                 raise LabError(f"{product}: the step wrote no {keep}.")
@@ -152,7 +120,7 @@ class Lab:
         return self._run(name, take, take, needs)["values"]
 
     def workflow(self, name: str, **input_model: Path) -> dict:
-        """notebooks/workflows/NAME.json with the paths of *input_model*, this profile's device and provider, and the cache filled in."""
+        """notebooks/workflows/NAME.json with the paths of *input_model*, this profile's device and the cache filled in."""
         workflow = json.loads((ROOT / "notebooks" / "workflows" / f"{name}.json").read_text())
         workflow["input_model"] |= {key: str(path) for key, path in input_model.items()}
         device = "gpu" if self.profile.device == "cuda" else "cpu"
@@ -189,7 +157,9 @@ class Lab:
 
     def _run(self, name, source, act, needs) -> dict:
         inputs = self._inputs(source, needs)
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+        # the same run in another place is the same run
+        text = json.dumps(inputs, sort_keys=True).replace(str(self.folder), "RUN").replace(str(ROOT), "ROOT")
+        key = hashlib.sha256(text.encode()).hexdigest()
         stamp = read_stamp(self.folder, name)
         if stamp and stamp["key"] == key and is_current(self.folder, name):
             print(f"{name}: kept from {stamp['finished']} ({stamp['seconds']:.1f} s then)")
@@ -200,16 +170,18 @@ class Lab:
             try:
                 values = act()
             except LabError as error:
-                raise LabError(f"{error}{_tail(log)}") from None
+                last = "\n".join(_read(log).strip().splitlines()[-12:])
+                raise LabError(f"{error}" + (f" The end of {log}:\n{last}" if last else "")) from None
             except OSError as error:
-                if error.errno in (28, 122):
-                    raise LabError(
-                        f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all "
-                        "outputs of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
-                    ) from error
-                raise
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise LabError(
+                    f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all "
+                    "outputs of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
+                ) from error
             seconds = time.perf_counter() - started
-        bad = [f"{s}.{k}" for s, row in values.items() if isinstance(row, dict) for k, v in row.items() if not _finite(v)]
+        rows = {section: row for section, row in values.items() if isinstance(row, dict)}
+        bad = [f"{section}.{name}" for section, row in rows.items() for name, value in row.items() if not math.isfinite(value)]
         if bad:
             raise LabError(f"{name}: {', '.join(bad)} is not a finite number. The log is {log}.")
         stamp = {
@@ -227,7 +199,9 @@ class Lab:
         }
         _write_json(_stamp_path(self.folder, name), stamp)
         with open(self.folder / "ledger.jsonl", "a") as ledger:
-            ledger.write(json.dumps({k: stamp[k] for k in ("finished", "lab", "name", "seconds", "peak_rss_mb", "values")}) + "\n")
+            ledger.write(
+                json.dumps({k: stamp[k] for k in ("finished", "lab", "name", "seconds", "peak_rss_mb", "values")}) + "\n"
+            )
         size = f", {values['mb']:,.1f} MB" if "mb" in values else ""
         print(f"{name}: {seconds:.1f} s, peak memory {peak.mb:,.0f} MB{size}")
         return stamp
@@ -242,7 +216,7 @@ class Lab:
             "needs": {product: (read_stamp(self.folder, product) or {}).get("id") for product in needs},
             "labkit": labkit_digest(),
             "versions": versions(),
-            "source": _source(source),
+            "source": inspect.getsource(source),
             "reads": _plain_values(source),
         }
 
@@ -254,13 +228,9 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     of Olive, Azure and the Hub off unless the environment says otherwise, and fixes seeds and threads.
     Raises LabError where an earlier lab's product is missing or the folder cannot be written.
     """
-    for name, value in TELEMETRY_OFF.items():
+    fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads()))
+    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
         os.environ.setdefault(name, value)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads()))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     choice = saved_choice()
     if number == "01":  # its own constants replace the saved ones; only the profile stays as it was chosen
         choice = {key: value for key, value in choice.items() if key == "profile"}
@@ -289,10 +259,9 @@ def start(number: str, **explicit: str | int | None) -> Lab:
             "profile gpu needs an NVIDIA GPU, and torch finds none. Check 'nvidia-smi', install the GPU environment "
             "(README, 'On a GPU'), or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' in lab 01."
         )
-    parts = [f"{name} {number_}" for name, number_ in versions().items()]
     print(f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}")
     print(f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}")
-    print(", ".join(parts))
+    print(", ".join(f"{package} {found}" for package, found in versions().items()))
     return lab
 
 
@@ -303,20 +272,15 @@ def folder_lock(folder: Path):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with open(folder / ".lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise LabError(
-                f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}. Wait until it has ended, "
-                "or give this one a folder of its own: LAB_RUNS=/some/folder."
+                f"another run is writing to {folder}. Wait until it has ended, or give this one a folder of its own: "
+                "LAB_RUNS=/some/folder."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         yield
-        file.truncate(0)
 
 
 def read_stamp(folder: Path, name: str) -> dict | None:
@@ -345,7 +309,7 @@ def is_current(folder: Path, name: str) -> bool:
 def labkit_digest() -> str:
     """SHA-256 over the modules that notebooks import: a change in them makes earlier results stale."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("passes/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -388,12 +352,7 @@ class _Peak:
 
     def __exit__(self, *_):
         marks = [int(line.split()[1]) for line in _read("/proc/self/status").splitlines() if line.startswith("VmHWM:")]
-        if marks:
-            self.mb = marks[0] * 1024 / 1e6
-        else:
-            import resource
-
-            self.mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        self.mb = marks[0] * 1024 / 1e6 if marks else self.before
 
 
 @contextlib.contextmanager
@@ -425,24 +384,10 @@ def _chatter_to(path: Path):
                 handler.setStream(stream)
 
 
-def _tail(log: Path, lines: int = 12) -> str:
-    last = _read(log).strip().splitlines()[-lines:]
-    return f" The end of {log}:\n" + "\n".join(last) if last else f" The log {log} is empty."
-
-
-def _source(function: Callable) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return repr(getattr(function, "__code__", function))
-
-
 def _plain_values(function: Callable) -> dict:
     """The plain values (numbers, texts, lists, dictionaries of them) that *function* reads from where it was written."""
-    seen = inspect.getclosurevars(function) if inspect.isfunction(function) else None
-    values = {**seen.globals, **seen.nonlocals} if seen else {}
-    plain = {}
-    for name, value in values.items():
+    seen, plain = inspect.getclosurevars(function), {}
+    for name, value in (seen.globals | seen.nonlocals).items():
         with contextlib.suppress(TypeError, ValueError):
             plain[name] = json.dumps(value, sort_keys=True)
     return plain
@@ -461,7 +406,7 @@ def _stamp_path(folder: Path, name: str) -> Path:
 
 def _write_json(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{threading.get_ident()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(value, indent=1))
     aside.replace(path)
 
@@ -476,7 +421,3 @@ def _remove(path: Path) -> None:
 def _read(path: str | Path) -> str:
     path = Path(path)
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _finite(value) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

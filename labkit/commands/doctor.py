@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     )
     if importlib.util.find_spec("psutil") is None:
         raise LabError("the environment is not set up yet. Run './lab setup', then './lab doctor'.")
-    from labkit.preflight import preflight
+    from labkit.machine import preflight
 
     checks = preflight(resolve_profile())
     width = max(len(check.name) for check in checks)

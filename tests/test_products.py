@@ -1,0 +1,91 @@
+"""What the six notebooks of this test run left behind."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from labkit.profiles import ROOT, resolve_profile
+from labkit.workspace import LABS
+
+LOSSES = {"base", "rtn_int4", "awq_int4", "awq_lora", "onnx_int4", "onnx_int4_adapter"}
+SPEEDS = {"transformers_fp32", "transformers_bf16", "onnx_int4", "onnx_int4_adapter"}
+
+
+@pytest.fixture
+def summary(notebook_runs):
+    return json.loads((notebook_runs / "summary.json").read_text())
+
+
+def test_every_figure_is_there_and_finite(summary):
+    assert summary["eval_loss"].keys() >= LOSSES | {f"{name}_spread" for name in LOSSES}
+    assert summary["tokens_per_s"].keys() >= SPEEDS | {f"{name}_spread" for name in SPEEDS}
+    assert summary["sizes_mb"].keys() == {"base_fp16", "awq_int4", "onnx_int4", "adapter"}
+    assert summary["seconds"]["labs"].keys() == set(LABS)
+    figures = [summary["ttft_ms"], summary["ttft_ms_spread"], summary["peak_rss_mb"]]
+    for section in ("eval_loss", "tokens_per_s", "sizes_mb"):
+        figures += summary[section].values()
+    assert all(isinstance(figure, float) and math.isfinite(figure) for figure in figures)
+    assert summary["peak_rss_mb"] <= 6000
+
+
+def test_awq_does_at_most_80_percent_of_the_harm(summary):
+    loss = summary["eval_loss"]
+    assert loss["awq_int4"] - loss["base"] <= 0.8 * (loss["rtn_int4"] - loss["base"])
+
+
+def test_nothing_is_lost_on_the_way_to_onnx(summary):
+    loss = summary["eval_loss"]
+    assert abs(loss["onnx_int4_adapter"] - loss["awq_lora"]) <= 0.01
+    assert abs(loss["onnx_int4"] - loss["awq_int4"]) <= 0.02
+
+
+def test_the_model_is_small(summary):
+    assert summary["sizes_mb"]["onnx_int4"] <= 115
+    assert summary["sizes_mb"]["base_fp16"] / summary["sizes_mb"]["onnx_int4"] >= 2.4
+
+
+def test_training_lowered_the_loss(summary):
+    loss = summary["eval_loss"]
+    assert loss["onnx_int4_adapter"] < loss["onnx_int4"]
+    if resolve_profile().steps >= 60:
+        assert loss["onnx_int4_adapter"] <= 0.75 * loss["onnx_int4"]
+
+
+def test_the_onnx_folder_is_whole_and_names_no_path(notebook_runs):
+    folder = notebook_runs / "onnx"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.onnx", "genai_config.json", "tokenizer.json", "adapter_weights.onnx_adapter"} <= names
+    for path in folder.glob("*.json"):
+        assert str(notebook_runs) not in path.read_text()
+
+
+def test_the_graph_shares_the_head_and_keeps_lora_float(notebook_runs):
+    import onnx
+
+    graph = onnx.load(notebook_runs / "onnx" / "model.onnx").graph
+    head = next(node for node in graph.node if node.op_type == "MatMulNBits" and "lm_head" in node.name)
+    lookup = next(node for node in graph.node if node.op_type == "GatherBlockQuantized")
+    assert set(head.input) & set(lookup.input), "embedding and head do not share their weights"
+    lora = [node.op_type for node in graph.node if "lora_" in node.name and "MatMul" in node.name]
+    assert lora and set(lora) == {"MatMul"}
+
+
+def test_heldout_records_are_the_runs_own(notebook_runs):
+    rows = [json.loads(line) for line in (notebook_runs / "heldout.jsonl").read_text().splitlines()]
+    assert len(rows) >= 40 and all(row["prompt"] and row["response"] for row in rows)
+
+
+def test_run_writes_a_report_and_then_skips_all(notebook_runs):
+    """The same folder again: the steps are kept, so that only the notebooks themselves are run; a second time nothing is."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LAB_PYTHON": sys.executable}
+    command = [sys.executable, "-m", "labkit", "run"]
+    first = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    report = (notebook_runs / "report.html").read_text()
+    assert report.count("data:image/png;base64") >= 8 and "<script src=" not in report
+    second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert second.returncode == 0 and second.stdout.count("complete and unchanged") == len(LABS)
