@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -165,8 +166,10 @@ class Lab:
             print(f"{name}: kept from {stamp['finished']} ({stamp['seconds']:.1f} s then)")
             return stamp
         log = self.logs / f"{self.number}-{name}.log"
+        note = threading.Timer(2, print, [f"{name}: running; what it prints goes to {log}"], {"file": sys.stdout, "flush": True})
         with folder_lock(self.folder), _chatter_to(log), _Peak() as peak:
             started = time.perf_counter()
+            note.start()
             try:
                 values = act()
             except LabError as error:
@@ -179,6 +182,8 @@ class Lab:
                     f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all "
                     "outputs of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
                 ) from error
+            finally:
+                note.cancel()
             seconds = time.perf_counter() - started
         rows = {section: row for section, row in values.items() if isinstance(row, dict)}
         bad = [f"{section}.{name}" for section, row in rows.items() for name, value in row.items() if not math.isfinite(value)]
@@ -228,13 +233,15 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     of Olive, Azure and the Hub off unless the environment says otherwise, and fixes seeds and threads.
     Raises LabError where an earlier lab's product is missing or the folder cannot be written.
     """
-    fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads()))
-    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
-        os.environ.setdefault(name, value)
     choice = saved_choice()
     if number == "01":  # its own constants replace the saved ones; only the profile stays as it was chosen
         choice = {key: value for key, value in choice.items() if key == "profile"}
     lab = Lab(number, resolve_profile(saved=choice, **explicit))
+    fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads())) | {
+        "HF_DATASETS_CACHE": str(lab.folder / ".datasets")
+    }
+    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
+        os.environ.setdefault(name, value)
     try:
         lab.logs.mkdir(parents=True, exist_ok=True)
         probe = lab.folder / f".writable-{os.getpid()}"
