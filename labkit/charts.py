@@ -12,24 +12,29 @@ def bars(
     ylabel: str,
     title: str,
     spread: Mapping[str, float] | None = None,
-    labels: Mapping[str, str] | None = None,
+    styles: Sequence[int] | None = None,
     ax=None,
 ):
-    """Axes with one bar a value, its number on top, an error bar where *spread* has one, a second line from *labels*."""
+    """Axes with one bar a value, its number on top, an error bar where *spread* has one, alike where *styles* are."""
     ax = ax or _axes()
     names, heights = list(values), list(values.values())
     errors = [(spread or {}).get(name, 0.0) for name in names]
-    drawn = ax.bar(range(len(names)), heights, color=[COLOURS[i % 6] for i in range(len(names))], edgecolor="black")
-    for i, bar in enumerate(drawn):
-        bar.set_hatch(HATCHES[i % 6])
+    styles = [style % 6 for style in styles or range(len(names))]
+    colours, hatches = [COLOURS[style] for style in styles], [HATCHES[style] for style in styles]
+    ax.bar(range(len(names)), heights, color=colours, hatch=hatches, edgecolor="black")
     if any(errors):
         ax.errorbar(range(len(names)), heights, yerr=errors, fmt="none", ecolor="black", capsize=6)
-    for i, (name, height) in enumerate(zip(names, heights, strict=True)):
-        text = _number(height) + (f"\n{labels[name]}" if labels and name in labels else "")
+    for i, height in enumerate(heights):
         ax.annotate(
-            text, (i, height + errors[i]), ha="center", va="bottom", fontsize=13, xytext=(0, 3), textcoords="offset points"
+            _number(height),
+            (i, height + errors[i]),
+            ha="center",
+            va="bottom",
+            fontsize=13,
+            xytext=(0, 3),
+            textcoords="offset points",
         )
-    ax.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) if len(name) > 12 else name for name in names])
+    ax.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) if len(name) > 12 or len(names) > 4 else name for name in names])
     ax.set_ylim(0, 1.25 * max(h + e for h, e in zip(heights, errors, strict=True)))
     return _finish(ax, ylabel, title)
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -256,6 +257,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
         _write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
     for product in LABS[number][1]:
         lab.path(product)
+    # of no use to an attendee, and printed in red
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
     import torch
     import transformers
 
@@ -324,7 +327,7 @@ def labkit_digest() -> str:
 def write_summary(folder: Path) -> dict:
     """Merges the figures of all finished steps into summary.json and returns them."""
     done = [stamp for stamp in stamps(folder) if is_current(folder, stamp["name"])]
-    wall = folder / "lab_seconds.json"
+    wall, profile = folder / "lab_seconds.json", resolve_profile()
     steps = {stamp["name"]: stamp["seconds"] for stamp in done}
     labs = {number: round(sum(s["seconds"] for s in done if s["lab"] == number), 3) for number in LABS}
     labs |= json.loads(wall.read_text()) if wall.exists() else {}
@@ -335,6 +338,7 @@ def write_summary(folder: Path) -> dict:
         "peak_rss_mb_by_step": peaks,
         "versions": versions(),
         "machine": machine(),
+        "profile": asdict(profile) | {"lora_targets": list(profile.lora_targets)},
     }
     for stamp in done:
         for section, row in stamp["values"].items():

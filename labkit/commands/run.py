@@ -192,6 +192,7 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
         resources={"metadata": {"path": str(source.parent)}},
         on_cell_start=enter,
         shutdown_kernel="immediate",
+        coalesce_streams=True,  # else the report shows a streamed answer one token a line
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns about its own transport, in the midst of the progress
     )
     env = os.environ | {"LAB_PROFILE": profile, "LAB_LOCK_HELD": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
