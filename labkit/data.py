@@ -53,10 +53,11 @@ def split_records(records: list[dict[str, str]], *, share: float = HELD_OUT_SHAR
     """
     groups: dict[str, list[dict]] = {}
     for record in records:
-        name = record.get("destination") or " ".join(record["prompt"].lower().split())
+        place = record.get("destination")
+        name = place if isinstance(place, str) and place else " ".join(record["prompt"].lower().split())
         groups.setdefault(name, []).append(record)
     if len(groups) < 2:
-        raise LabError("all records have the same prompt: nothing can be held out. Add records with other prompts.")
+        raise LabError("all records have the same prompt or destination: nothing can be held out. Add others.")
     held, wanted = set(), max(1, round(share * len(records)))
     for name in sorted(groups, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[: len(groups) - 1]:
         if sum(len(groups[n]) for n in held) >= wanted:

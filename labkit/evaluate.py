@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from labkit.data import chat_ids
+from labkit.errors import LabError
 from labkit.machine import threads
 
 
@@ -23,10 +24,13 @@ def eval_loss(model, tokenizer, records: list[dict]) -> dict[str, float]:
     return _loss(logits, tokenizer, records)
 
 
-def onnx_eval_loss(folder: Path, tokenizer, records: list[dict], *, adapter: Path | None = None) -> dict[str, float]:
+def onnx_eval_loss(
+    folder: Path, tokenizer, records: list[dict], *, provider: str, adapter: Path | None = None
+) -> dict[str, float]:
     """The same figures of the ONNX model in *folder*, with the weights of an *adapter* file as inputs or without.
 
     Runs the graph in ONNX Runtime itself, because GenAI returns the logits of the last position only.
+    Raises LabError where the session falls back to another *provider*, as ONNX Runtime does with no more than a log line.
     """
     import numpy as np
     import onnxruntime as ort
@@ -35,9 +39,9 @@ def onnx_eval_loss(folder: Path, tokenizer, records: list[dict], *, adapter: Pat
     options, run = ort.SessionOptions(), ort.RunOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = run.log_severity_level = 3
-    known = ort.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
-    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=providers)
+    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=[provider])
+    if (used := session.get_providers()[0]) != provider:
+        raise LabError(f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or use the cpu profile.")
     if adapter:
         weights = ort.LoraAdapter()
         weights.Load(str(adapter))
@@ -66,6 +70,8 @@ def decode_speed(stream: Callable[[], Iterable], *, repeats: int = 5, warmup: in
     for run in range(warmup + repeats):
         times = [time.perf_counter()]
         times += [time.perf_counter() for _ in stream()]
+        if len(times) < 4:
+            raise LabError("an answer of fewer than 3 tokens has no speed: take a question with a longer answer.")
         if run >= warmup:
             speeds.append((len(times) - 2) / (times[-1] - times[1]))
             first.append(1000 * (times[1] - times[0]))

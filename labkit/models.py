@@ -1,5 +1,6 @@
 """Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
 
+import json
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -162,19 +163,23 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
 
 
 def _check(folder: Path, profile: Profile) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in ARCHITECTURES:
+    config = json.loads((folder / "config.json").read_text())
+    if (kind := config.get("model_type")) not in ARCHITECTURES:
         raise LabError(
-            f"the model in {folder} has the architecture '{config.model_type}', and these labs carry "
-            f"{' and '.join(ARCHITECTURES)}. Set LAB_MODEL to a model of one of them."
+            f"the model in {folder} has the architecture '{kind}', and these labs carry {' and '.join(ARCHITECTURES)}. "
+            "Set LAB_MODEL to a model of one of them."
         )
     for name in ("hidden_size", "intermediate_size"):
-        if getattr(config, name) % profile.group_size:
+        if config[name] % profile.group_size:
             raise LabError(
-                f"the model's {name} {getattr(config, name)} is not divisible by the group size {profile.group_size}. "
+                f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
                 f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
             )
-    if not AutoTokenizer.from_pretrained(folder).chat_template:
+    try:
+        template = AutoTokenizer.from_pretrained(folder).chat_template
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabError(f"the tokenizer in {folder} is missing or cannot be read ({error}). Fetch the model again.") from error
+    if not template:
         raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")

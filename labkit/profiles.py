@@ -43,7 +43,8 @@ class Profile:
         ]
 
 
-LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 PROFILES = {
     "cpu": Profile(
@@ -56,7 +57,7 @@ PROFILES = {
         group_size=32,  # divides the hidden size 576 = 18 x 32; the usual 128 does not
         lora_rank=8,
         lora_alpha=16,
-        lora_targets=LLAMA,
+        lora_targets=EVERY_LINEAR,
         learning_rate=2e-3,
         steps=70,
         batch_size=4,
@@ -76,7 +77,7 @@ PROFILES = {
         group_size=128,
         lora_rank=16,
         lora_alpha=32,
-        lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        lora_targets=EVERY_LINEAR,
         learning_rate=2e-4,
         steps=100,
         batch_size=4,

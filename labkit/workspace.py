@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable
@@ -73,6 +74,8 @@ class Lab:
         if not is_current(self.folder, product):
             state = "is not from a finished run" if (self.folder / product).exists() else "is missing"
             raise LabError(f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}.")
+        if read_stamp(self.folder, product)["origin"] != self._origin():
+            raise LabError(f"run lab 01 first: {self.folder / product} was made from another model or other data.")
         return self.folder / product
 
     def step(
@@ -89,6 +92,8 @@ class Lab:
         partial = self.folder / f".partial-{product}"  # no suffix: Olive would take it for a file
 
         def write() -> dict:
+            # from here on the old product is that of other inputs: a kernel that dies must not leave it as finished
+            _stamp_path(self.folder, product).unlink(missing_ok=True)
             _remove(partial)
             result = build(partial)
             has_model = getattr(result, "has_output_model", None)
@@ -106,7 +111,6 @@ class Lab:
                     _remove(path)
             old = self.folder / f".{product}.old"
             _remove(old)
-            (_stamp_path(self.folder, product)).unlink(missing_ok=True)
             if target.exists():
                 target.rename(old)
             finished.rename(target)
@@ -173,16 +177,16 @@ class Lab:
             note.start()
             try:
                 values = act()
-            except LabError as error:
+            except Exception as error:
+                traceback.print_exc()  # into the log
+                what = str(error) if isinstance(error, LabError) else f"{name} failed with {type(error).__name__}: {error}."
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    what = (
+                        f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all outputs "
+                        "of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
+                    )
                 last = "\n".join(_read(log).strip().splitlines()[-12:])
-                raise LabError(f"{error}" + (f" The end of {log}:\n{last}" if last else "")) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise LabError(
-                    f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all "
-                    "outputs of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."
-                ) from error
+                raise LabError(f"{what} The end of {log}:\n{last}") from error
             finally:
                 note.cancel()
             seconds = time.perf_counter() - started
@@ -195,6 +199,7 @@ class Lab:
             "lab": self.number,
             "id": uuid.uuid4().hex,
             "key": key,
+            "origin": self._origin(),
             "needs": inputs["needs"],
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 3),
@@ -212,13 +217,17 @@ class Lab:
         print(f"{name}: {seconds:.1f} s, peak memory {peak.mb:,.0f} MB{size}")
         return stamp
 
+    def _origin(self) -> list[str]:
+        return [self.profile.model, sha256(Path(self.profile.data))]
+
     def _inputs(self, source: Callable, needs: tuple[str, ...]) -> dict:
         for product in needs:
             if product in MAKER:
                 self.path(product)
         return {
             "profile": asdict(self.profile),
-            "data": sha256(Path(self.profile.data)),
+            "origin": self._origin(),
+            "model_files": _listing(Path(self.profile.model).expanduser()),
             "needs": {product: (read_stamp(self.folder, product) or {}).get("id") for product in needs},
             "labkit": labkit_digest(),
             "versions": versions(),
@@ -241,6 +250,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads())) | {
         "HF_DATASETS_CACHE": str(lab.folder / ".datasets")
     }
+    if lab.profile.model.startswith("pypi:"):  # Olive writes into the Hub's cache even where nothing comes from the Hub
+        fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
     for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
         os.environ.setdefault(name, value)
     try:

@@ -1,22 +1,30 @@
 """One run folder for all notebooks of a test run, and their order."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from labkit import workspace
+from labkit.profiles import ROOT
+from labkit.registry import WORKSPACE
 
 
 def pytest_configure(config):
     # a test run neither reads nor writes the user's own runs and settings
-    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *("AZURE_SUBSCRIPTION_ID", "AZURE_ML_WORKSPACE")):
+    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *WORKSPACE):
         os.environ.pop(name, None)
+    os.environ["LAB_REHEARSE"] = "1"  # a config.json above the repository must not make tests upload
     os.environ.setdefault("LAB_STEPS", "8")
-    runs = tempfile.TemporaryDirectory(prefix="lab-test-")
-    os.environ["LAB_RUNS"] = runs.name
-    config.add_cleanup(runs.cleanup)
+    if os.environ.get("CI"):  # kept for whoever reads a failure
+        shutil.rmtree(ROOT / "runs" / "test", ignore_errors=True)
+        os.environ["LAB_RUNS"] = str(ROOT / "runs" / "test")
+    else:
+        runs = tempfile.TemporaryDirectory(prefix="lab-test-")
+        os.environ["LAB_RUNS"] = runs.name
+        config.add_cleanup(runs.cleanup)
     config.pluginmanager.register(NotRun(), "labs-not-run")
 
 

@@ -63,7 +63,7 @@ def executed(course, monkeypatch):
             lab.step(PRODUCTS[number], lambda out: out.write_text(number), needs=NEEDS[number])
         path = run.executed_path(folder, number)
         path.parent.mkdir(exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(metadata={"labkit": {"key": run.key(number)}}), path)
+        nbformat.write(nbformat.v4.new_notebook(metadata={"labkit": {"key": run.key(folder, number)}}), path)
         return True
 
     monkeypatch.setattr(run, "_execute", execute)
@@ -126,11 +126,20 @@ def test_failure_leaves_out_what_needs_it(executed, capsys):
     assert "02 quantize: not run, it needs base" in out and "03 infer: not run, it needs awq" in out
 
 
-def test_after_a_failure_what_does_not_need_it_is_run(executed):
+def test_an_old_product_of_a_failed_lab_is_not_used(executed):
     rerun(executed)
     executed.fails = {"01"}
     write_notebook("01", "3 + 3")
-    assert rerun(executed) == (1, ["01", "02", "03"])
+    assert rerun(executed) == (1, ["01"])
+
+
+def test_relative_settings_are_those_of_the_shell(executed, tmp_path, monkeypatch):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_RUNS", "out")
+    monkeypatch.setenv("LAB_DATA", "d.jsonl")
+    main(["run"])
+    assert os.environ["LAB_DATA"] == str(tmp_path / "d.jsonl") and (tmp_path / "out" / "cpu" / "summary.json").exists()
 
 
 def test_seconds_are_kept_and_expected(executed, course):

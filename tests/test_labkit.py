@@ -96,6 +96,12 @@ def test_split_keeps_prompts_together_and_is_stable():
     assert (train, held) == split_records(records)
 
 
+def test_destinations_that_are_no_text_are_ignored():
+    records = [qa(n) | {"destination": n if n % 2 else None} for n in range(20)]
+    train, held = split_records(records)
+    assert train and held
+
+
 def test_one_prompt_alone_cannot_be_split():
     with pytest.raises(LabError, match="same prompt"):
         split_records([qa(1), qa(1)])
@@ -266,6 +272,35 @@ def test_a_kernel_killed_in_a_step_leaves_nothing_finished(runs):
     assert (runs / "cpu" / "base").read_text() == "whole" and not partial.exists()
 
 
+def test_a_killed_or_failed_rebuild_does_not_leave_the_old_product_as_finished(runs):
+    lab = Lab("03", CPU)
+    lab.step("lora", lambda out: out.write_text("60 steps"))
+
+    def rebuild(out):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.step("lora", rebuild)
+    with pytest.raises(LabError, match="run lab 03 first"):
+        lab.path("lora")
+
+
+def test_a_product_of_another_model_or_other_data_is_refused(runs, tmp_path):
+    Lab("01", CPU).step("base", lambda out: out.write_text("x"))
+    other = replace(CPU, data=str(lines(tmp_path / "d.jsonl", qa(1))))
+    with pytest.raises(LabError, match="another model or other data"):
+        Lab("02", other).path("base")
+
+
+def test_any_error_in_a_step_is_one_paragraph_with_the_log(runs):
+    def build(out):
+        print("last words")
+        raise RuntimeError("boom")
+
+    with pytest.raises(LabError, match="awq failed with RuntimeError: boom(.|\n)*last words"):
+        Lab("02", CPU).step("awq", build)
+
+
 def test_two_runs_in_one_folder(runs, tmp_path):
     with workspace.folder_lock(tmp_path):
         code = "import pathlib, sys; from labkit.workspace import folder_lock\nwith folder_lock(pathlib.Path(sys.argv[1])): pass"
@@ -411,6 +446,14 @@ def test_wrong_models_are_refused(tiny, tmp_path):
         fetch(tiny)
     edit_config(tiny, intermediate_size=128, model_type="gpt2")
     with pytest.raises(LabError, match="architecture 'gpt2'"):
+        fetch(tiny)
+    edit_config(tiny, model_type="no-such-type")
+    with pytest.raises(LabError, match="architecture 'no-such-type'"):
+        fetch(tiny)
+    edit_config(tiny, model_type="llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tiny / name).unlink()
+    with pytest.raises(LabError, match="tokenizer"):
         fetch(tiny)
 
 
@@ -568,8 +611,10 @@ def test_an_ignore_file_is_refused(model_folder, tmp_path):
 
 
 def test_no_workspace_and_half_a_workspace(tmp_path, monkeypatch):
+    monkeypatch.delenv("LAB_REHEARSE")
     monkeypatch.chdir(tmp_path)
-    assert labkit.workspace_client() is None
+    if not [folder for folder in tmp_path.parents if (folder / "config.json").exists()]:
+        assert labkit.workspace_client() is None
     monkeypatch.setenv("AZURE_RESOURCE_GROUP", "rg")
     with pytest.raises(LabError, match="half configured"):
         labkit.workspace_client()
@@ -579,6 +624,8 @@ def test_a_workspace_is_found_as_the_sdk_finds_it(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"subscription_id": "s", "resource_group": "rg", "workspace_name": "ws"}')
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
+    assert labkit.workspace_client() is None
+    monkeypatch.delenv("LAB_REHEARSE")
     assert labkit.workspace_client().workspace_name == "ws"
 
 

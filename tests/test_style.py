@@ -54,3 +54,11 @@ def test_no_lock_holds_an_address():
     assert locks
     found = [f"{path.name}: {line}" for path in locks for line in path.read_text().splitlines() if "://" in line]
     assert not found, "\n".join(found)
+
+
+def test_the_docs_are_finished_and_their_links_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]:
+        text = path.read_text()
+        assert "@@" not in text, path
+        links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+        assert not [link for link in links if link and not (path.parent / link).exists()], path

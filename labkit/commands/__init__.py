@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import sys
+from pathlib import Path
 
 from labkit.errors import LabError
 
@@ -29,6 +31,10 @@ def main(argv: list[str]) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr)
         return 2
+    for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
+        path = Path(os.environ.get(setting, "")).expanduser()
+        if os.environ.get(setting) and (setting != "LAB_MODEL" or path.is_dir()):
+            os.environ[setting] = str(path.resolve())  # kernels run in another folder
     try:
         if COMMANDS[name][1] != "no" and not {"-h", "--help"} & set(arguments):
             from labkit.commands import setup

@@ -55,11 +55,13 @@ def executed_path(folder: Path, number: str) -> Path:
     return folder / "notebooks" / workspace.notebook_path(number).name
 
 
-def key(number: str) -> str:
-    """SHA-256 over what decides the outcome of lab *number*, apart from the labs before it."""
+def key(folder: Path, number: str) -> str:
+    """SHA-256 over what decides the outcome of lab *number*, the results of the labs before it among them."""
     profile = resolve_profile()
     parts = [
         workspace.sha256(workspace.notebook_path(number)),
+        *map(workspace.sha256, sorted((workspace.ROOT / "notebooks" / "workflows").glob("*.json"))),
+        *(stamp["id"] for stamp in workspace.stamps(folder) if stamp["lab"] < number),
         workspace.labkit_digest(),
         json.dumps(asdict(profile), sort_keys=True).replace(str(workspace.ROOT), "ROOT"),
         workspace.sha256(Path(profile.data)),
@@ -71,7 +73,7 @@ def key(number: str) -> str:
 def complete(folder: Path, number: str) -> bool:
     """Whether running lab *number* again would bring nothing new."""
     path = executed_path(folder, number)
-    if not path.exists() or json.loads(path.read_text())["metadata"].get("labkit", {}).get("key") != key(number):
+    if not path.exists() or json.loads(path.read_text())["metadata"].get("labkit", {}).get("key") != key(folder, number):
         return False
     names = {stamp["name"] for stamp in workspace.stamps(folder) if stamp["lab"] == number}
     names |= {product for product, maker in workspace.MAKER.items() if maker == number}
@@ -121,15 +123,16 @@ def write_report(folder: Path) -> Path | None:
 
 def _run_labs(folder: Path, profile: str, first: str) -> dict[str, tuple[str, float | None]]:
     """Lab -> (state, seconds); labs from *first* on are run in any case."""
-    rows, executed, failed = {}, False, False
+    rows, executed = {}, False
     with Progress() as progress:
         for number, (name, needs) in workspace.LABS.items():
             if number < first and not executed and complete(folder, number):
                 progress.line(f"{number} {name}: complete and unchanged")
                 rows[number] = ("unchanged", lab_seconds(folder).get(number))
                 continue
-            missing = [product for product in needs if not workspace.is_current(folder, product)]
-            if failed and missing:
+            bad = {earlier for earlier, (state, _) in rows.items() if state in ("FAILED", "not run")}
+            missing = [p for p in needs if workspace.MAKER.get(p) in bad or not workspace.is_current(folder, p)]
+            if bad and missing:
                 progress.line(f"{number} {name}: not run, it needs {', '.join(missing)}")
                 rows[number] = ("not run", None)
                 continue
@@ -137,7 +140,6 @@ def _run_labs(folder: Path, profile: str, first: str) -> dict[str, tuple[str, fl
             started = time.monotonic()
             done = _execute(folder, profile, number, progress)
             seconds = time.monotonic() - started
-            failed |= not done
             rows[number] = ("complete" if done else "FAILED", seconds)
             if done:
                 _write(folder / "lab_seconds.json", json.dumps(lab_seconds(folder) | {number: round(seconds, 1)}))
@@ -207,9 +209,13 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
             "the kernel died, most often because memory ran out. Close other programs, or see what "
             f"'./lab doctor' says of this machine. Logs are in {folder / 'logs'}."
         )
+        logs = sorted((folder / "logs").glob(f"{number}-*.log"), key=lambda path: path.stat().st_mtime)
+        if logs:
+            last = "\n".join(logs[-1].read_text(errors="replace").splitlines()[-12:])
+            problem += f" The end of {logs[-1]}:\n{last}"
     else:
         leave()
-        notebook.metadata["labkit"] = {"key": key(number)}
+        notebook.metadata["labkit"] = {"key": key(folder, number)}
         _write(target, nbformat.writes(notebook))
         failed.unlink(missing_ok=True)
         return True

@@ -137,7 +137,7 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         progress.show("make a temporary environment")
         python = Path(temporary, "bin", "python")
         _make_venv(Path(temporary))
-        lock, index = ("gpu.txt", ()) if gpu else _choose(python, None, progress)
+        lock, index = ("gpu.txt", ()) if gpu else _choose(python, None, progress, folder)
         path = ROOT / "locks" / lock
         source = (*index, "--find-links", str(folder))  # what an interrupted call has fetched is not fetched again
         _install_builder(python, path, source, None, progress)
@@ -169,7 +169,7 @@ def pins(lock: Path) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line)
 
 
-def _choose(python: Path, wheels: Path | None, progress: Progress) -> tuple[str, tuple[str, ...]]:
+def _choose(python: Path, wheels: Path | None, progress: Progress, target: Path | None = None) -> tuple[str, tuple[str, ...]]:
     """The lock that fits the build of torch that pip finds here, and the index that it needs."""
     torch = pins(ROOT / "locks" / "cpu.txt")["torch"]
     progress.show("look for a CPU build of torch")
@@ -183,7 +183,7 @@ def _choose(python: Path, wheels: Path | None, progress: Progress) -> tuple[str,
     # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says +cpu
     cpu = "+cpu" in found or "%2Bcpu" in found or not sys.platform.startswith("linux")
     if not cpu:
-        _need_space(VENV, 15)
+        _need_space(target or VENV, 15)
         progress.line(
             "look for a CPU build of torch: none can be reached, so the default build is taken, with its CUDA libraries: about "
             f"3 GB to download, 8 GB on disk. To avoid that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
@@ -195,7 +195,7 @@ def _choose(python: Path, wheels: Path | None, progress: Progress) -> tuple[str,
 
 def _probe(python: Path, torch: str, source: tuple[str, ...], wheels: Path | None) -> tuple[str, list[str]]:
     """Address of the torch wheel that pip would install, or "", and pip's output."""
-    command = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--retries", "0", "--timeout", "15", *source]
+    command = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--retries", "1", "--timeout", "30", *source]
     lines = []
     with _start_pip(python, [*command, f"torch=={torch}"], wheels) as pip:
         for line in pip.stdout:
