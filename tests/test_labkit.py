@@ -544,6 +544,59 @@ def test_olive_knows_our_passes():
     assert package.import_pass_module("LoraModelBuilder") is LoraModelBuilder
 
 
+@pytest.fixture
+def tiny_phi3(tiny, tmp_path):
+    """A tiny Phi-3: fused q, k, v and gate, up; embedding and head not tied."""
+    import torch
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        tie_word_embeddings=False, eos_token_id=256, pad_token_id=256, bos_token_id=256, max_position_embeddings=256,
+        original_max_position_embeddings=256,
+    )  # fmt: skip
+    folder = tmp_path / "phi3"
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def test_the_route_of_an_untied_model_with_fused_layers(tiny_phi3, tmp_path, runs):
+    """Lab 04's workflow on Phi-3's architecture: every adapter is extracted, and the graph runs with and without them."""
+    import numpy as np
+    import olive
+    import onnxruntime as ort
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_phi3)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=list(CPU.lora_targets), init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    workflow = Lab("04", CPU).workflow("optimize", model_path=tiny_phi3, adapter_path=tmp_path / "adapter")
+    passes = workflow["passes"]
+    passes["capture"]["extra_options"]["shared_embeddings"] = False
+    surgery = {
+        "type": "GraphSurgeries",
+        "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}],
+        "remove_duplicate_initializers": False,
+    }
+    workflow["passes"] = {"capture": passes["capture"], "embedding": surgery, "extract": passes["extract"]}
+    onnx_dir = Lab("04", CPU).step(
+        "onnx", lambda out: olive.run(workflow | {"output_dir": str(out)}, package_config=labkit.olive_passes())
+    )
+    adapter = ort.AdapterFormat.read_adapter(str(onnx_dir / "adapter_weights.onnx_adapter")).get_parameters()
+    assert len(adapter) == 2 * 7 * 2  # layers, linears, A and B
+    tokenizer = AutoTokenizer.from_pretrained(tiny_phi3)
+    losses = [
+        labkit.onnx_eval_loss(onnx_dir, tokenizer, [qa(1)], provider="CPUExecutionProvider", adapter=file)["loss"]
+        for file in (None, onnx_dir / "adapter_weights.onnx_adapter")
+    ]
+    wanted = labkit.eval_loss(model.eval(), tokenizer, [qa(1)])["loss"]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    assert losses[1] == pytest.approx(wanted, abs=0.1)
+
+
 # ---- evaluation
 
 
