@@ -38,7 +38,9 @@ MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", 
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 
-TELEMETRY_OFF = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+TELEMETRY_OFF = {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# Olive 0.13 sends a heartbeat before it reads its switch, but none where it takes the machine for a build server
+TELEMETRY_OFF |= {"DO_NOT_TRACK": "1", "BUILDKITE": "1"}
 TELEMETRY_OFF |= {"AZURE_CORE_COLLECT_TELEMETRY": "0", "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true"}
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 

@@ -349,6 +349,16 @@ def test_start_switches_telemetry_off(runs, monkeypatch):
     assert os.environ["OLIVE_DISABLE_TELEMETRY"] == os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
+def test_no_telemetry_of_olive_and_onnx_runtime_is_prepared(runs, tmp_path):
+    """Both keep a device id and a queue under the home folder where they report; Olive does so before it reads its switch."""
+    code = "import labkit, time; labkit.start('01'); import olive, onnxruntime, onnxruntime_genai\n"
+    code += "from olive.telemetry.telemetry import Telemetry\nTelemetry(); time.sleep(1)"
+    kept = {name: value for name, value in os.environ.items() if name not in {*workspace.TELEMETRY_OFF, "CI", "GITHUB_ACTIONS"}}
+    env = kept | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache"), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("deviceid", "olive.json", "onnxruntime.db")]
+
+
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "file" / "runs"))
