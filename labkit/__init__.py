@@ -6,23 +6,23 @@ Names are loaded on first use, so that importing labkit needs the standard libra
 import importlib
 
 _HOME = {
-    "LabError": "errors",
     "start": "workspace",
     "dir_mb": "workspace",
-    "preflight": "machine",
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",
     "split_records": "data",
     "chat_ids": "data",
     "eval_loss": "evaluate",
-    "onnx_eval_loss": "evaluate",
+    "record_losses": "evaluate",
+    "interval": "evaluate",
     "decode_speed": "evaluate",
     "olive_passes": "passes",
     "unpack_awq": "quantize",
     "layer_parity": "quantize",
     "bars": "charts",
     "lines": "charts",
+    "chat_box": "chat",
     "register": "registry",
     "workspace_client": "registry",
 }

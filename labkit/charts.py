@@ -1,6 +1,7 @@
 """Bars and lines that look the same in every lab: units on the axis, values on the marks, readable in greyscale."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito, safe for colour blindness
 HATCHES = ("", "//", "..", "xx", "\\\\", "--")
@@ -11,43 +12,71 @@ def bars(
     *,
     ylabel: str,
     title: str,
-    spread: Mapping[str, float] | None = None,
+    interval: Mapping[str, tuple[float, float]] | None = None,
     styles: Sequence[int] | None = None,
     ax=None,
 ):
-    """Axes with one bar a value, its number on top, an error bar where *spread* has one, alike where *styles* are."""
+    """Axes with one bar a value, its number on top, an error bar where *interval* has (low, high), alike where *styles* are."""
     ax = ax or _axes()
     names, heights = list(values), list(values.values())
-    errors = [(spread or {}).get(name, 0.0) for name in names]
+    ends = [(interval or {}).get(name, (height, height)) for name, height in values.items()]
     styles = [style % 6 for style in styles or range(len(names))]
     colours, hatches = [COLOURS[style] for style in styles], [HATCHES[style] for style in styles]
     ax.bar(range(len(names)), heights, color=colours, hatch=hatches, edgecolor="black")
-    if any(errors):
-        ax.errorbar(range(len(names)), heights, yerr=errors, fmt="none", ecolor="black", capsize=6)
+    if interval:
+        lengths = zip(*((height - low, high - height) for height, (low, high) in zip(heights, ends, strict=True)), strict=True)
+        ax.errorbar(range(len(names)), heights, yerr=list(lengths), fmt="none", ecolor="black", capsize=6)
     for i, height in enumerate(heights):
-        ax.annotate(
-            _number(height),
-            (i, height + errors[i]),
-            ha="center",
-            va="bottom",
-            fontsize=13,
-            xytext=(0, 3),
-            textcoords="offset points",
-        )
+        top = max(height, ends[i][1], 0)
+        place = {"ha": "center", "va": "bottom", "xytext": (0, 3), "textcoords": "offset points"}
+        ax.annotate(number(height), (i, top), fontsize=14, **place)
     ax.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) if len(name) > 12 or len(names) > 4 else name for name in names])
-    ax.set_ylim(0, 1.25 * max(h + e for h, e in zip(heights, errors, strict=True)))
-    return _finish(ax, ylabel, title)
+    ax.set_ylim(min(0, *(1.25 * low for low, _ in ends)), 1.25 * max(high for _, high in ends))
+    listed = ", ".join(f"{name} {number(height)}" for name, height in values.items())
+    return _finish(ax, ylabel, title, f"Bar chart: {title}. {ylabel}: {listed}.")
 
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str, title: str, ax=None):
     """Axes with one line a series, {name: (x values, y values)}, told apart by colour, marker and legend."""
     ax = ax or _axes()
     for i, (name, (x, y)) in enumerate(series.items()):
-        ax.plot(x, y, color=COLOURS[i % 6], marker="osD^vP"[i % 6], markersize=5, linewidth=2, label=name)
+        ax.plot(x, y, color=COLOURS[i % 6], marker="osD^vP"[i % 6], markersize=6, linewidth=2, label=name)
     ax.set_xlabel(xlabel)
     if len(series) > 1:
-        ax.legend(fontsize=12)
-    return _finish(ax, ylabel, title)
+        ax.legend(fontsize=13)
+    said = (
+        f"{name} goes from {number(y[0])} at {number(x[0])} to {number(y[-1])} at {number(x[-1])}"
+        for name, (x, y) in series.items()
+    )
+    return _finish(ax, ylabel, title, f"Line chart: {title}. {ylabel} against {xlabel}: {'; '.join(said)}.")
+
+
+def number(value: float) -> str:
+    """Three digits that count, for a label."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def show_with_alternative_text() -> None:
+    """Lets a notebook show each figure as an <img> whose alternative text is the labels of its axes (`ax.set_label`).
+
+    The picture/png output of a notebook has no place for such a text.
+    """
+    from IPython import get_ipython
+    from IPython.core.pylabtools import print_figure
+    from matplotlib import pyplot as plt
+
+    if (shell := get_ipython()) is None:
+        return
+
+    def html(figure):
+        text = escape(" ".join(ax.get_label() or ax.get_title() for ax in figure.axes), quote=True)
+        return f'<img alt="{text}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
+
+    plt.switch_backend("module://matplotlib_inline.backend_inline")
+    formatters = shell.display_formatter.formatters
+    formatters["image/png"].pop(plt.Figure, None)
+    formatters["text/html"].for_type(plt.Figure, html)
+    plt.rcParams |= {"figure.dpi": 100, "font.size": 13}
 
 
 def _axes():
@@ -56,15 +85,12 @@ def _axes():
     return plt.subplots(figsize=(8, 4.2), layout="constrained")[1]
 
 
-def _finish(ax, ylabel: str, title: str):
+def _finish(ax, ylabel: str, title: str, text: str):
+    ax.set_label(text)
     ax.set_ylabel(ylabel)
     ax.set_title(title, loc="left", fontweight="bold")
-    ax.tick_params(labelsize=12)
-    ax.xaxis.label.set_size(13)
-    ax.yaxis.label.set_size(13)
+    ax.tick_params(labelsize=13)
+    ax.xaxis.label.set_size(14)
+    ax.yaxis.label.set_size(14)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -44,16 +44,18 @@ def load_records(path: str | Path, *, at_least: int = 1) -> list[dict[str, str]]
     return records
 
 
-def split_records(records: list[dict[str, str]], *, share: float = HELD_OUT_SHARE) -> tuple[list[dict], list[dict]]:
+def split_records(
+    records: list[dict[str, str]], *, by: str = "destination", share: float = HELD_OUT_SHARE
+) -> tuple[list[dict], list[dict]]:
     """(train, held out): whole groups, so that no prompt (no destination, where records name one) is in both.
 
-    A record's group is its "destination", else its prompt in lower case. Groups are ranked by the SHA-256 of their name,
+    A record's group is its value of the key *by*, else its prompt in lower case. Groups are ranked by the SHA-256 of their name,
     and taken in that order until *share* of the records is held out: the same file always splits the same way.
     Raises LabError where all records share one group.
     """
     groups: dict[str, list[dict]] = {}
     for record in records:
-        place = record.get("destination")
+        place = record.get(by)
         name = place if isinstance(place, str) and place else " ".join(record["prompt"].lower().split())
         groups.setdefault(name, []).append(record)
     if len(groups) < 2:

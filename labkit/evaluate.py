@@ -2,36 +2,87 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from labkit.data import chat_ids
 from labkit.errors import LabError
 from labkit.machine import threads
+from labkit.profiles import SEED
 
 
-def eval_loss(model, tokenizer, records: list[dict]) -> dict[str, float]:
-    """{"loss", "spread"}: mean cross-entropy per response token (natural log, end-of-turn token included), standard error.
+def eval_loss(
+    model, tokenizer, records: list[dict], *, name: str, provider: str = "CPUExecutionProvider", adapter: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """{"eval_loss": {name: mean}, "eval_loss_low": ..., "eval_loss_high": ...}: cross-entropy per response token.
 
-    *model* is a transformers causal model; each record runs alone, so that padding cannot matter.
+    Natural logarithm, the end of the turn included; low and high are the 95 % interval of :func:`interval` over records.
+    *model* is a transformers causal model, or the folder of an ONNX model with the weights of an *adapter* file as inputs.
+    Raises LabError where ONNX Runtime falls back to another *provider*, of which it makes no more than a log line.
+    """
+    rows = record_losses(model, tokenizer, records, provider=provider, adapter=adapter)
+    tokens = [len(row) for row in rows]
+    low, high = interval([sum(row) / len(row) for row in rows], weights=tokens)
+    return {"eval_loss": {name: sum(map(sum, rows)) / sum(tokens)}, "eval_loss_low": {name: low}, "eval_loss_high": {name: high}}
+
+
+def record_losses(
+    model, tokenizer, records: list[dict], *, provider: str = "CPUExecutionProvider", adapter: Path | None = None
+) -> list[list[float]]:
+    """Cross-entropy of each response token, one list a record; arguments as in :func:`eval_loss`.
+
+    Each record runs alone, so that padding cannot matter.
     """
     import torch
 
-    def logits(ids):
+    def torch_logits(ids):
         with torch.inference_mode():
             return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
 
-    return _loss(logits, tokenizer, records)
+    logits = _onnx_logits(model, provider, adapter) if isinstance(model, Path) else torch_logits
+    losses = []
+    for ids, start in (chat_ids(tokenizer, record) for record in records):
+        predicted = logits(ids)[start - 1 : -1].float()
+        wanted = torch.tensor(ids[start:], device=predicted.device)
+        losses.append(torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").tolist())
+    return losses
 
 
-def onnx_eval_loss(
-    folder: Path, tokenizer, records: list[dict], *, provider: str, adapter: Path | None = None
-) -> dict[str, float]:
-    """The same figures of the ONNX model in *folder*, with the weights of an *adapter* file as inputs or without.
+def interval(values: Sequence[float], *, weights: Sequence[float] | None = None, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the (weighted) mean of *values*, by the percentile bootstrap. Source: Efron 1979."""
+    import numpy as np
 
-    Runs the graph in ONNX Runtime itself, because GenAI returns the logits of the last position only.
-    Raises LabError where the session falls back to another *provider*, as ONNX Runtime does with no more than a log line.
+    values, weights = np.asarray(values, float), np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    chosen = np.random.default_rng(SEED).integers(len(values), size=(draws, len(values)))
+    means = (values * weights)[chosen].sum(1) / weights[chosen].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def decode_speed(stream: Callable[[], Iterable], *, name: str, repeats: int = 5, warmup: int = 1) -> dict[str, dict[str, float]]:
+    """Tokens per second after the first token, and milliseconds to it, of *stream*: medians and quartiles.
+
+    {"tokens_per_s": {name: median}, "tokens_per_s_low": ..., "tokens_per_s_high": ..., "first_token_ms": ...}.
+    *stream* starts one generation and yields once a token. Raises LabError where it yields fewer than three.
     """
+    speeds, first = [], []
+    for run in range(warmup + repeats):
+        times = [time.perf_counter()]
+        times += [time.perf_counter() for _ in stream()]
+        if len(times) < 4:
+            raise LabError("an answer of fewer than 3 tokens has no speed: take a question with a longer answer.")
+        if run >= warmup:
+            speeds.append((len(times) - 2) / (times[-1] - times[1]))
+            first.append(1000 * (times[1] - times[0]))
+    found = {}
+    for section, values in (("tokens_per_s", speeds), ("first_token_ms", first)):
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        found |= {section: {name: median}, f"{section}_low": {name: low}, f"{section}_high": {name: high}}
+    return found
+
+
+def _onnx_logits(folder: Path, provider: str, adapter: Path | None) -> Callable:
+    """Runs the graph in ONNX Runtime itself, because GenAI returns the logits of the last position only."""
     import numpy as np
     import onnxruntime as ort
     import torch
@@ -39,7 +90,7 @@ def onnx_eval_loss(
     options, run = ort.SessionOptions(), ort.RunOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = run.log_severity_level = 3
-    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=[provider])
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[provider])
     if (used := session.get_providers()[0]) != provider:
         raise LabError(f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or use the cpu profile.")
     if adapter:
@@ -58,52 +109,4 @@ def onnx_eval_loss(
         feed = {name: value for name, value in feed.items() if name in inputs}
         return torch.from_numpy(session.run(["logits"], feed | cache, run)[0][0])
 
-    return _loss(logits, tokenizer, records)
-
-
-def decode_speed(stream: Callable[[], Iterable], *, repeats: int = 5, warmup: int = 1) -> dict[str, float]:
-    """Tokens per second after the first token, and milliseconds to it, of *stream*: median and interquartile range.
-
-    *stream* starts one generation and yields once a token.
-    """
-    speeds, first = [], []
-    for run in range(warmup + repeats):
-        times = [time.perf_counter()]
-        times += [time.perf_counter() for _ in stream()]
-        if len(times) < 4:
-            raise LabError("an answer of fewer than 3 tokens has no speed: take a question with a longer answer.")
-        if run >= warmup:
-            speeds.append((len(times) - 2) / (times[-1] - times[1]))
-            first.append(1000 * (times[1] - times[0]))
-    return {
-        "tokens_per_s": statistics.median(speeds),
-        "tokens_per_s_spread": _spread(speeds),
-        "ttft_ms": statistics.median(first),
-        "ttft_ms_spread": _spread(first),
-    }
-
-
-def _loss(logits: Callable, tokenizer, records: list[dict]) -> dict[str, float]:
-    import torch
-
-    losses = []
-    for ids, start in (chat_ids(tokenizer, record) for record in records):
-        predicted = logits(ids)[start - 1 : -1].float()
-        wanted = torch.tensor(ids[start:], device=predicted.device)
-        losses.append(torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").tolist())
-    return _mean_per_token(losses)
-
-
-def _mean_per_token(losses: list[list[float]]) -> dict[str, float]:
-    """Mean over all tokens; the standard error treats a record, not a token, as one draw."""
-    tokens = sum(map(len, losses))
-    mean = sum(map(sum, losses)) / tokens
-    residuals = [sum(row) - mean * len(row) for row in losses]
-    return {"loss": mean, "spread": sum(r * r for r in residuals) ** 0.5 / tokens}
-
-
-def _spread(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return high - low
+    return logits

@@ -86,8 +86,9 @@ def preflight(profile: Profile) -> list[Check]:
     return [Check(*row) for row in rows]
 
 
-def require(checks: list[Check]) -> None:
-    """Prints the checks; raises LabError with what to do about each that failed."""
+def require(profile: Profile) -> None:
+    """Prints the checks of :func:`preflight`; raises LabError with what to do about each that failed."""
+    checks = preflight(profile)
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<10} {check.found}")
     if bad := [f"{check.name}: {check.found}. {check.advice}" for check in checks if not check.ok]:

@@ -33,7 +33,9 @@ class Profile:
     max_length: int  # prompt and answer together; the KV cache of inference is allocated for it
     ram_gb: float
     disk_gb: float
+    tone_steps: int = 50  # optimizer steps of the second, small adapter
     data: str = str(ROOT / "data" / "travel.jsonl")
+    tone_data: str = str(ROOT / "data" / "tone.jsonl")
 
     @property
     def model_name(self) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from labkit.charts import show_with_alternative_text
 from labkit.errors import LabError
 from labkit.machine import machine, threads, versions
 from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
@@ -28,13 +29,15 @@ LABS = {
     "01": ("setup", ()),
     "02": ("quantize", ("base", "train.jsonl", "heldout.jsonl")),
     "03": ("finetune", ("awq-dense", "train.jsonl", "heldout.jsonl")),
-    "04": ("optimize", ("awq-dense", "lora", "heldout.jsonl")),
-    "05": ("infer", ("onnx", "base", "heldout.jsonl")),
+    "04": ("optimize", ("awq-dense", "lora", "lora-tone", "heldout.jsonl")),
+    "05": ("infer", ("onnx", "tone.onnx_adapter", "base", "heldout.jsonl", "tone-heldout.jsonl")),
     "06": ("upload", ("onnx",)),
 }
 """Number -> (name, products of earlier labs that it reads)."""
 
-MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "awq": "02", "awq-dense": "02", "lora": "03", "onnx": "04"}
+MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
+MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
+MAKER |= {"onnx": "04", "tone.onnx_adapter": "04"}
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 
@@ -66,10 +69,11 @@ def dir_mb(path: Path, *, without: str = "") -> float:
 class Lab:
     """One lab of one run: its profile, its folder, its steps. Made by :func:`start`."""
 
-    def __init__(self, number: str, profile: Profile):
+    def __init__(self, number: str, profile: Profile, *, experiments: bool = False):
         self.number, self.profile = number, profile
         self.folder = runs_folder() / profile.name
         self.logs = self.folder / "logs"
+        self.experiments = experiments
 
     def path(self, product: str) -> Path:
         """Path of a finished *product*; LabError with the lab to run first when there is none."""
@@ -159,6 +163,30 @@ class Lab:
                     f"'./lab reset --from {self.number}' and a new run repeat this lab."
                 )
 
+    def exercise(self, number: str, **claims: bool) -> None:
+        """Prints whether the exercise is solved, claim by claim; raises nothing, so that a run goes on."""
+        print(f"exercise {number}: {'solved' if all(claims.values()) else 'not yet: change the line marked TODO'}")
+        for name, true in claims.items():
+            print(f"  {name.replace('_', ' ')}: {'yes' if true else 'no'}")
+
+    def experiment(self, name: str, take: Callable[[], dict], *, needs: tuple[str, ...] = ()) -> tuple[dict, str]:
+        """(figures, where they come from) of a long experiment: measured by *take* where experiments are switched on.
+
+        Otherwise those of data/experiments.json, the stored figures of a real run of the cpu profile. LAB_EXPERIMENTS=1, or
+        EXPERIMENTS in lab 01, switches the measurement on.
+        """
+        if self.experiments:
+            values = self.measure(name, take, needs=needs)
+            entry = {"values": values, "date": time.strftime("%Y-%m-%d"), "processor": machine()["processor"]}
+            path = self.folder / "experiments.json"
+            kept = json.loads(path.read_text()) if path.exists() else {}
+            _write_json(path, kept | {name: entry | {"model": self.profile.model_name, "versions": versions()}})
+            return values, "measured in this run"
+        entry = json.loads((ROOT / "data" / "experiments.json").read_text())[name]
+        where = f"stored: {entry['model']} on {entry['processor']}, {entry['date']}"
+        print(f"{name}: not measured here, but {where}. EXPERIMENTS = True in lab 01 measures it.")
+        return entry["values"], where
+
     def summary(self) -> dict:
         """The figures of all labs that have run, also written to summary.json."""
         return write_summary(self.folder)
@@ -238,17 +266,18 @@ class Lab:
         }
 
 
-def start(number: str, **explicit: str | int | None) -> Lab:
+def start(number: str, **explicit: str | int | bool | None) -> Lab:
     """The lab *number* ("01" to "06"), ready to run: names profile, model, versions, machine and folder.
 
-    Lab 01 passes its constants (profile, model, data, steps), which are saved for the labs after it. Switches telemetry
-    of Olive, Azure and the Hub off unless the environment says otherwise, and fixes seeds and threads.
+    Lab 01 passes its constants (profile, model, data, steps, experiments), which are saved for the labs after it. Switches
+    telemetry of Olive, Azure and the Hub off unless the environment says otherwise, and fixes seeds and threads.
     Raises LabError where an earlier lab's product is missing or the folder cannot be written.
     """
     choice = saved_choice()
     if number == "01":  # its own constants replace the saved ones; only the profile stays as it was chosen
         choice = {key: value for key, value in choice.items() if key == "profile"}
-    lab = Lab(number, resolve_profile(saved=choice, **explicit))
+    measured = explicit.get("experiments") or os.environ.get("LAB_EXPERIMENTS", "0") not in ("", "0") or choice.get("experiments")
+    lab = Lab(number, resolve_profile(saved=choice, **explicit), experiments=bool(measured))
     fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads())) | {
         "HF_DATASETS_CACHE": str(lab.folder / ".datasets")
     }
@@ -275,6 +304,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     import torch
     import transformers
 
+    show_with_alternative_text()
     torch.set_num_threads(threads())
     transformers.set_seed(SEED)
     if lab.profile.device == "cuda" and not torch.cuda.is_available():

@@ -1,8 +1,10 @@
 """What ruff says of the whole repository, and addresses that must not be in it."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,9 +58,38 @@ def test_no_lock_holds_an_address():
     assert not found, "\n".join(found)
 
 
-def test_the_docs_are_finished_and_their_links_lead_somewhere():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]:
-        text = path.read_text()
+def pages() -> dict[Path, str]:
+    """Path -> prose, without blocks of code: of README.md, docs/, data/README.md and the notebooks' markdown cells."""
+    prose = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "data" / "README.md"]}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        prose[path] = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return {path: re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL) for path, text in prose.items()}
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page: "## A B, C" -> "a-b-c"."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)}
+
+
+def test_the_pages_are_finished_and_their_links_lead_somewhere():
+    prose, wrong = pages(), []
+    for path, text in prose.items():
         assert "@@" not in text, path
-        links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-        assert not [link for link in links if link and not (path.parent / link).exists()], path
+        links = re.findall(r"\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]: *(\S+)|(?:href|src)=[\"']([^\"']+)", text, re.MULTILINE)
+        for link in map("".join, links):
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            lost = not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(prose.get(target, "")))
+            if "://" not in link and lost:
+                wrong.append(f"{path.relative_to(ROOT)}: {link}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_glossary_is_in_order_and_names_a_lab_for_each_word():
+    text = (ROOT / "docs" / "GLOSSARY.md").read_text()
+    entries = re.findall(r"^\*\*(.+?)\*\*(.*)", text, re.MULTILINE)
+    words = [word.casefold() for word, _ in entries]
+    assert words == sorted(set(words))
+    assert set(re.findall(r"\[lab \d\](?!:)", text)) == set(re.findall(r"^(\[lab \d\]): ", text, re.MULTILINE))
+    assert not [word for word, rest in entries if not re.match(r" \(\[lab [1-6]\]\): [A-Z].*\.$", rest)]

@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 import sys
+from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.profiles import ROOT
@@ -17,19 +18,22 @@ def main(arguments: list[str]) -> int:
     print(f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends it.", flush=True)
     notebooks = ROOT / "notebooks"
     os.chdir(notebooks)
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
+    os.execv(sys.executable, command(notebooks, port))
+
+
+def command(notebooks: Path, port: int) -> list[str]:
+    """The command that serves the folder *notebooks* on *port* of this machine."""
+    arguments = [
         "--no-browser",
         "--log-level=WARN",
         f"--port={port}",
         f"--ServerApp.root_dir={notebooks}",
+        f"--LabApp.app_settings_dir={Path(__file__).parent / 'jupyterlab'}",  # asks nobody about news, and fetches none
     ]
     if os.geteuid() == 0:
         # in a container there is often no other user, and Jupyter refuses root unless told
-        command.append("--allow-root")
-    os.execv(sys.executable, command)
+        arguments.append("--allow-root")
+    return [sys.executable, "-m", "jupyterlab", *arguments]
 
 
 def free_port(first: int) -> int:

@@ -110,8 +110,8 @@ def write_report(folder: Path) -> Path | None:
     for index, cell in enumerate(cells):
         cell.id = f"cell-{index}"  # two notebooks may share an id
         if cell.cell_type == "code":
-            # a widget is nothing without its kernel
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            # a widget is nothing without its kernel; one with a page beside it is shown by that
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) or "text/html" in o.data]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     joined = nbformat.v4.new_notebook(cells=cells, metadata={"title": title, "language_info": language})
     exporter = HTMLExporter(extra_loaders=[DictLoader({"report.html.j2": PLAIN_PAGE})], template_file="report.html.j2")

@@ -1,0 +1,124 @@
+"""The chat box, clicked without a browser."""
+
+import html
+import re
+import time
+
+import nbformat
+import pytest
+
+import labkit
+from labkit.commands import run
+
+ADAPTERS = {"none": None, "travel": "travel"}
+
+
+def plain(markup: str) -> str:
+    """What a reader sees of *markup*."""
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", markup).split()))
+
+
+@pytest.fixture
+def asked():
+    """What the stream was asked, in order."""
+    return []
+
+
+@pytest.fixture
+def box(asked):
+    """A box whose answers repeat the question, a word a token; 30 tokens are left, less one for each letter."""
+
+    def stream(question, adapter):
+        asked.append((question, adapter))
+        for word in question.split():
+            time.sleep(0.001)
+            yield f" {word}"
+        yield ""  # a token that ends no letter
+
+    return labkit.chat_box(stream, adapters=ADAPTERS, example="Where to?", room=lambda question: 30 - len(question))
+
+
+def ask(box, question):
+    box.question.value = question
+    box.button.click()
+
+
+def test_the_example_is_answered_at_once_with_the_first_adapter(box, asked):
+    assert asked == [("Where to?", "travel")]
+    assert "(adapter: travel) Where to?" in plain(box.turn.value) and "Answer Where to?" in plain(box.turn.value)
+    assert re.search(r"\b3 tokens, \d+ tokens/s", box.status.value)
+
+
+def test_without_any_adapter_the_example_is_answered_too(asked):
+    box = labkit.chat_box(lambda question, adapter: iter(["Home"]), adapters={"none": None}, example="?", room=lambda _: 99)
+    assert "Answer Home" in plain(box.turn.value) and plain(box.status.value) == "1 token"
+
+
+def test_a_click_streams_piece_by_piece_with_the_chosen_adapter(box, asked):
+    pages, states = [], []
+    box.turn.observe(lambda change: pages.append(plain(change.new).partition("Answer ")[2]), "value")
+    box.status.observe(lambda change: states.append((plain(change.new), box.button.disabled)), "value")
+    box.adapter.value = "none"
+    ask(box, "  one two  ")
+    assert asked[1:] == [("one two", None)]
+    assert pages == ["", "one", "one two"]
+    assert [text.split(",")[0] for text, _ in states] == ["0 tokens", "1 token", "2 tokens", "3 tokens"]
+    assert all(busy for _, busy in states) and not box.button.disabled
+
+
+def test_enter_asks(box, asked):
+    box.question.value = "again"
+    box.question._handle_custom_msg({"event": "submit"}, [])
+    assert asked[1:] == [("again", "travel")]
+
+
+@pytest.mark.parametrize("question", ["", " \t "])
+def test_an_empty_question_is_told(box, asked, question):
+    ask(box, question)
+    assert plain(box.status.value) == "Type a question first."
+    assert len(asked) == 1 and not box.button.disabled
+
+
+def test_a_question_that_leaves_no_room_is_told(box, asked):
+    ask(box, "x" * 34)
+    assert "20 tokens too long. Shorten it" in box.status.value
+    assert len(asked) == 1 and not box.button.disabled
+    ask(box, "x" * 14)
+    assert len(asked) == 2
+
+
+def test_a_failing_stream_is_told_and_can_be_asked_again():
+    def stream(question, adapter):
+        yield "half"
+        raise RuntimeError("the <cache> is full")
+
+    box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 99)
+    assert plain(box.status.value) == "RuntimeError: the <cache> is full" and "<cache>" not in box.status.value
+    assert "half" in box.turn.value
+    assert not any(control.disabled for control in (box.button, box.question, box.adapter))
+    box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 1 // 0)
+    assert "ZeroDivisionError" in box.status.value and not box.button.disabled
+
+
+def test_html_is_shown_as_text(box):
+    ask(box, "<b onclick=1>&")
+    assert "<b onclick" not in box.turn.value and box.turn.value.count("&lt;b onclick=1&gt;&amp;") == 2
+    box = labkit.chat_box(lambda *_: ["{}<i>"], adapters={"<u>": "u"}, example="{0}", room=lambda _: 99)
+    assert "&lt;u&gt;" in box.turn.value and "{0}" in box.turn.value and "{}&lt;i&gt;" in box.turn.value
+
+
+def test_pages_without_a_kernel_show_the_example(box):
+    bundle = box._repr_mimebundle_()
+    assert run.WIDGET in bundle and "Where to?" in bundle["text/html"] and "3 tokens" in bundle["text/html"]
+
+
+def test_the_report_keeps_the_example_and_drops_bare_widgets(box, tmp_path):
+    bar = {run.WIDGET: {"model_id": "bar"}, "text/plain": "HBox(children=a progress bar)"}
+    outputs = [nbformat.v4.new_output("display_data", data=data) for data in (box._repr_mimebundle_(), bar)]
+    outputs.append(nbformat.v4.new_output("stream", text="a line"))
+    path = run.executed_path(tmp_path, "05")
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("box", outputs=outputs)]), path)
+    report = run.write_report(tmp_path).read_text()
+    assert "Question (adapter: travel) Where to? Answer Where to? 3 tokens" in plain(report) and "a line" in report
+    assert run.WIDGET not in report and "a progress bar" not in report and box.model_id not in report
