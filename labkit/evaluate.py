@@ -93,8 +93,8 @@ def _onnx_logits(folder: Path, provider: str, adapter: Path | None) -> Callable:
     session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[provider])
     if (used := session.get_providers()[0]) != provider:
         raise LabError(f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or use the cpu profile.")
+    weights = ort.LoraAdapter()
     if adapter:
-        weights = ort.LoraAdapter()
         weights.Load(str(adapter))
         run.add_active_adapter(weights)
     inputs = {i.name: i for i in session.get_inputs()}
@@ -109,4 +109,5 @@ def _onnx_logits(folder: Path, provider: str, adapter: Path | None) -> Callable:
         feed = {name: value for name, value in feed.items() if name in inputs}
         return torch.from_numpy(session.run(["logits"], feed | cache, run)[0][0])
 
+    logits.adapter = weights  # the options of a run do not keep it alive
     return logits

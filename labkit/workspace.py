@@ -182,7 +182,10 @@ class Lab:
             kept = json.loads(path.read_text()) if path.exists() else {}
             _write_json(path, kept | {name: entry | {"model": self.profile.model_name, "versions": versions()}})
             return values, "measured in this run"
-        entry = json.loads((ROOT / "data" / "experiments.json").read_text())[name]
+        entry = json.loads((ROOT / "data" / "experiments.json").read_text()).get(name)
+        if entry is None:
+            print(f"{name}: no stored result yet. EXPERIMENTS = True in lab 01, or LAB_EXPERIMENTS=1, measures it.")
+            return {}, "not measured"
         where = f"stored: {entry['model']} on {entry['processor']}, {entry['date']}"
         print(f"{name}: not measured here, but {where}. EXPERIMENTS = True in lab 01 measures it.")
         return entry["values"], where

@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Unit tests, then the notebooks in order, then what looks at their products or runs them again."""
-    last = ("test_browser.py", "test_products.py")
+    last = ("test_browser.py", "test_solutions.py", "test_products.py")
     items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name in last))
 
 
