@@ -30,14 +30,14 @@ LABS = {
     "02": ("quantize", ("base", "train.jsonl", "heldout.jsonl")),
     "03": ("finetune", ("awq-dense", "train.jsonl", "heldout.jsonl")),
     "04": ("optimize", ("awq-dense", "lora", "lora-tone", "heldout.jsonl")),
-    "05": ("infer", ("onnx", "tone.onnx_adapter", "base", "heldout.jsonl", "tone-heldout.jsonl")),
+    "05": ("infer", ("onnx", "onnx-merged", "tone.onnx_adapter", "base", "heldout.jsonl", "tone-heldout.jsonl")),
     "06": ("upload", ("onnx",)),
 }
 """Number -> (name, products of earlier labs that it reads)."""
 
 MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
 MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
-MAKER |= {"onnx": "04", "tone.onnx_adapter": "04"}
+MAKER |= {"onnx": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04", "answers.json": "05"}
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 

@@ -60,8 +60,17 @@ def test_steps_carry_minutes_predictions_and_checkpoints(cells):
 
 def test_cells_are_short_and_prose_stands_between(cells):
     lines = sorted(len([line for line in text.splitlines() if line.strip()]) for text in code(cells))
-    assert lines[-1] <= 25 and lines[len(lines) // 2] <= 6
+    assert lines[-1] <= 25 and lines[len(lines) // 2] <= 5
+    assert 1.1 <= (len(cells) - len(lines)) / len(lines) <= 1.9
     assert max(len(list(run)) for kind, run in groupby(c["cell_type"] for c in cells) if kind == "code") <= 2
+
+
+def test_exercises_have_a_hint_and_one_line_to_change(cells):
+    found = [i for i, cell in enumerate(cells) if "exercise" in cell["metadata"].get("tags", [])]
+    assert len(found) >= 2
+    for i in found:
+        assert source(cells[i - 1]).startswith("### Exercise ") and "<details><summary>Hint" in source(cells[i - 1])
+        assert source(cells[i]).count("# TODO: ") == 1 and "lab.exercise(" in source(cells[i])
 
 
 def test_the_taught_calls_are_in_the_cells():

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 from labkit.profiles import ROOT
-from labkit.workspace import notebook_path
+from labkit.workspace import LABS, notebook_path
 
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("exercise_*.py"))
 
@@ -17,7 +17,7 @@ def cells(number: str):
 
 
 def test_every_exercise_has_a_solution():
-    found = [c.source.splitlines()[0] for n in ("01", "02", "03") for c in cells(n) if "exercise" in c.metadata.get("tags", [])]
+    found = [c.source.splitlines()[0] for n in LABS for c in cells(n) if "exercise" in c.metadata.get("tags", [])]
     assert found == [path.read_text().splitlines()[0] for path in SOLUTIONS]
 
 
