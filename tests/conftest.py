@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from azure_rig import rig, rig_session  # noqa: F401
 
 from labkit import workspace
 from labkit.profiles import ROOT
