@@ -23,8 +23,8 @@ _HOME = {
     "bars": "charts",
     "lines": "charts",
     "chat_box": "chat",
-    "register": "registry",
-    "workspace_client": "registry",
+    "write_manifest": "registry",
+    "open_registry": "registry",
 }
 
 __all__ = list(_HOME)

@@ -1,9 +1,13 @@
 """Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
 
+import errno
+import hashlib
 import json
+import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from labkit import cloud
 from labkit.errors import LabError
 from labkit.profiles import Profile
 from labkit.workspace import sha256
@@ -30,7 +34,10 @@ def fetch_model(out: Path, profile: Profile) -> None:
         _from_wheel(out, source.removeprefix("pypi:"))
         _check(out, profile)
     elif source.startswith("azureml://"):
-        _check_and_copy(_from_registry(out.with_name(out.name + ".download"), source), out, profile)
+        # kept until the model is whole: a call that was cut off goes on there
+        download = out.with_name(f".download-{hashlib.sha256(source.encode()).hexdigest()[:12]}")
+        _check_and_copy(_from_registry(download, source), out, profile)
+        shutil.rmtree(download)
     elif Path(source).expanduser().is_dir():
         _check_and_copy(Path(source).expanduser(), out, profile)
     elif source.startswith(("/", ".", "~")):
@@ -114,6 +121,8 @@ def _from_hub(model_id: str) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise LabError(
             f"the model '{model_id}' could not be fetched from the Hub ({type(error).__name__}). Check the name and the network, "
             "sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
@@ -121,28 +130,23 @@ def _from_hub(model_id: str) -> Path:
 
 
 def _from_registry(out: Path, address: str) -> Path:
-    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION; returns the folder with config.json."""
-    from azure.ai.ml import MLClient
-    from azure.core.exceptions import AzureError
-    from azure.identity import DefaultAzureCredential
-
+    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION to *out*; returns the folder with config.json."""
     parts = address.removeprefix("azureml://").strip("/").split("/")
     if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
         raise LabError(
             f"'{address}' is not a model address. It must look like azureml://registries/azureml/models/NAME/versions/1."
         )
-    try:
-        client = MLClient(DefaultAzureCredential(), registry_name=parts[1], enable_telemetry=False)
-        client.models.download(name=parts[3], version=parts[5], download_path=out)
-    except AzureError as error:
-        raise LabError(
-            f"{address} could not be downloaded ({type(error).__name__}). Sign in with 'az login', check that the registry, "
-            "name and version exist, and run the cell again."
-        ) from error
-    configs = sorted(out.rglob("config.json"), key=lambda p: len(p.parts))
+    with cloud.azure_errors(f"downloading {address}"):
+        registry = cloud.client(cloud.credential(), registry_name=parts[1])
+        cloud.download(*cloud.stored(registry, parts[3], parts[5]), out)
+    configs = sorted(out.rglob("config.json"), key=lambda p: (not list(p.parent.glob("*.safetensors")), len(p.parts)))
     if not configs:
         raise LabError(f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose another model.")
-    return configs[0].parent
+    home = configs[0].parent
+    for tokenizer in out.rglob("tokenizer_config.json"):  # the catalog's MLflow layout keeps it in a folder of its own
+        if not (home / tokenizer.name).exists():
+            shutil.copytree(tokenizer.parent, home, dirs_exist_ok=True)
+    return home
 
 
 def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:

