@@ -48,20 +48,11 @@ ARM, ENTRA, CATALOG = "management.azure.com", "login.microsoftonline.com", "east
 BLOB = f"{ACCOUNT}.blob.core.windows.net"
 METADATA = "169.254.169.254"  # where a virtual machine asks for its identity; DefaultAzureCredential always tries it
 PIECE = 256 * 1024  # bodies pass through in pieces of this size: models of gigabytes must not be held in memory
-PER_CONNECTION = {
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "upgrade",
-    "content-length",
-}
+PER_CONNECTION = ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length")  # not passed on
 FOREIGN_HOST = 97  # the command line's exit status where something else than Azure was asked for
 
 
-class RigUnavailable(Exception):
+class RigUnavailable(Exception):  # noqa: N818
     """The rig cannot run on this machine; the message says why."""
 
 
@@ -104,11 +95,9 @@ def _find_node() -> tuple[str, list[str]]:
 
 
 def _run(command: list[str], otherwise: str):
-    done = subprocess.run(
-        command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run(command, cwd=HERE, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise RigUnavailable(f"{otherwise}: {done.stdout.strip()[-600:]}")
+        raise RigUnavailable(f"{otherwise}: {(done.stdout + done.stderr).strip()[-600:]}")
 
 
 # ---- What is remembered about requests -----------------------------------------------------------------------------
@@ -154,11 +143,11 @@ class Fault:
         )
 
 
-class Broken(Exception):
+class Broken(Exception):  # noqa: N818
     """The connection is to be closed as it is."""
 
 
-class Fail(Exception):
+class Fail(Exception):  # noqa: N818
     """An answer that is an error."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict | None = None):
@@ -167,9 +156,7 @@ class Fail(Exception):
 
     def answer(self, host: str) -> tuple[int, dict | bytes, dict]:
         if host == BLOB:
-            text = (
-                f'<?xml version="1.0"?><Error><Code>{escape(self.code)}</Code><Message>{escape(self.message)}</Message></Error>'
-            )
+            text = f"<Error><Code>{escape(self.code)}</Code><Message>{escape(self.message)}</Message></Error>"
             return self.status, text.encode(), {"Content-Type": "application/xml", "x-ms-error-code": self.code} | self.headers
         if host == ENTRA:
             body = {"error": self.code, "error_description": self.message}
@@ -223,6 +210,7 @@ class Cloud:
         self.account_key = base64.b64encode(secrets.token_bytes(64)).decode()
         self.secrets = [self.client_secret, self.identity_secret, self.account_key]  # and each that is issued; reset() keeps them
         self._tokens: dict[str, dict] = {}
+        self.busy = threading.Lock()
         self._defaults()
 
     def _defaults(self):
@@ -263,16 +251,16 @@ class Cloud:
         self.secrets += {signature, quote(signature), quote(signature, safe="")}
         return sas
 
-    def _signed_in(self, authorization: str, *audiences: str) -> dict:
+    def _signed_in(self, authorization: str) -> dict:
+        """Claims of the token in the header *authorization*; Fail, unless it was issued here, for these services."""
+        audiences = (f"https://{ARM}", "https://management.core.windows.net", "https://ml.azure.com")
         scheme, _, token = authorization.partition(" ")
         claims = self._tokens.get(token)
         challenge = {"WWW-Authenticate": f'Bearer authorization_uri="https://{ENTRA}/{self.tenant}", error="invalid_token"'}
         if scheme != "Bearer" or not claims:
             raise Fail(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.", challenge)
         if claims["exp"] < time.time():
-            raise Fail(
-                401, "ExpiredAuthenticationToken", "The access token expiry UTC time is earlier than current UTC time.", challenge
-            )
+            raise Fail(401, "ExpiredAuthenticationToken", "The access token expired.", challenge)
         if claims["aud"].rstrip("/") not in audiences:
             raise Fail(401, "InvalidAuthenticationTokenAudience", f"The audience '{claims['aud']}' is invalid.", challenge)
         return claims
@@ -283,9 +271,7 @@ class Cloud:
         """(status, JSON, headers) for a request to an emulated host."""
         plane, path = "entra", call.path
         if host != ENTRA:
-            call.claims = self._signed_in(
-                authorization, f"https://{ARM}", "https://management.core.windows.net", "https://ml.azure.com"
-            )
+            call.claims = self._signed_in(authorization)
             plane, kind = ("arm", "workspaces") if host == ARM else ("catalog", "registries")
             if scope := re.match(f"(?:/mferp/managementfrontend)?{MACHINE_LEARNING}/{kind}/([^/]+)", path, re.IGNORECASE):
                 if host == ARM:
@@ -328,9 +314,8 @@ class Cloud:
     def _openid(self, call, tenant):
         self._check_tenant(tenant)
         oauth = f"https://{ENTRA}/{tenant}/oauth2/v2.0"
-        endpoints = {f"{name}_endpoint": f"{oauth}/{name}" for name in ("token", "authorize", "devicecode", "logout")}
-        endpoints |= {"authorization_endpoint": f"{oauth}/authorize", "device_authorization_endpoint": f"{oauth}/devicecode"}
-        return endpoints | {"issuer": f"https://{ENTRA}/{tenant}/v2.0", "tenant_region_scope": "EU"}
+        endpoints = {"token_endpoint": f"{oauth}/token", "authorization_endpoint": f"{oauth}/authorize"}
+        return endpoints | {"issuer": f"https://{ENTRA}/{tenant}/v2.0"}
 
     @route("entra", "POST", "/{}/oauth2/v2.0/token")
     def _token(self, call, tenant):
@@ -357,10 +342,7 @@ class Cloud:
     @route("arm", "GET", "")
     def _workspace(self, call):
         about = {"friendlyName": self.workspace, "workspaceId": self.tenant, "provisioningState": "Succeeded"}
-        about |= {
-            "discoveryUrl": f"https://{CATALOG}/discovery",
-            "mlFlowTrackingUri": f"azureml://{CATALOG}/mlflow/v1.0{self.workspace_id}",
-        }
+        about |= {"discoveryUrl": f"https://{CATALOG}/discovery", "mlFlowTrackingUri": f"azureml://{CATALOG}/mlflow/v1.0"}
         about["storageAccount"] = f"{self.scope}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
         return {"id": self.workspace_id, "name": self.workspace, "location": "eastus", "kind": "Default", "properties": about}
 
@@ -374,13 +356,9 @@ class Cloud:
             raise Fail(404, "UserError", f"Could not find datastore with name {name}.")
         kind = {"key": "AccountKey", "sas": "Sas", "none": "None"}[self.datastore_credentials]
         about = {"datastoreType": "AzureBlob", "accountName": ACCOUNT, "containerName": self.containers["blobstore"]}
-        about |= {
-            "endpoint": "core.windows.net",
-            "protocol": "https",
-            "isDefault": True,
-            "credentials": {"credentialsType": kind},
-        }
-        return {"id": f"{self.workspace_id}/datastores/{name}", "name": name, "properties": about | {"tags": {}}}
+        about |= {"endpoint": "core.windows.net", "protocol": "https", "isDefault": True, "tags": {}}
+        about["credentials"] = {"credentialsType": kind}
+        return {"id": f"{self.workspace_id}/datastores/{name}", "name": name, "properties": about}
 
     @route("arm", "POST", "/datastores/{}/listSecrets")
     def _secrets_of(self, call, name):
@@ -394,9 +372,8 @@ class Cloud:
         """Puts a compute into the list that the workspace shows."""
         more = {"vmSize": size, "state": state} if kind == "ComputeInstance" else {"vmSize": size, "allocationState": "Steady"}
         about = {"computeType": kind, "provisioningState": "Succeeded", "createdOn": _now(), "properties": more}
-        self.computes.append(
-            {"id": f"{self.workspace_id}/computes/{name}", "name": name, "location": "eastus", "properties": about}
-        )
+        where = f"{self.workspace_id}/computes/{name}"
+        self.computes.append({"id": where, "name": name, "location": "eastus", "properties": about})
 
     def add_endpoint(self, name: str):
         """Puts an online endpoint into the list that the workspace shows."""
@@ -447,21 +424,15 @@ class Cloud:
         latest = max(versions.values(), key=lambda body: body["systemData"]["createdAt"])
         about = {"description": None, "tags": {}, "properties": {}, "isArchived": name in self.archived}
         about |= {"latestVersion": latest["name"], "nextVersion": str(max(numbers, default=0) + 1)}
-        return {
-            "id": latest["id"].partition("/versions/")[0],
-            "name": name,
-            "properties": about,
-            "systemData": latest["systemData"],
-        }
+        where = latest["id"].partition("/versions/")[0]
+        return {"id": where, "name": name, "properties": about, "systemData": latest["systemData"]}
 
     @staticmethod
     def _listed(call: Call, bodies: list[dict]) -> dict:
         """A list answer as the query wants it; the newest comes first, unless it asks for another order."""
-        wanted = {"ActiveOnly": (False,), "ArchivedOnly": (True,), "All": (False, True)}[
-            call.query.get("listViewType", "ActiveOnly")
-        ]
+        hidden = {"ActiveOnly": True, "ArchivedOnly": False}.get(call.query.get("listViewType", "ActiveOnly"))
         ascending = call.query.get("$orderBy", "createdtime desc").lower().endswith("asc")
-        bodies = [body for body in bodies if body["properties"]["isArchived"] in wanted]
+        bodies = [body for body in bodies if body["properties"]["isArchived"] is not hidden]
         bodies.sort(key=lambda body: body["systemData"]["createdAt"], reverse=not ascending)
         return {"value": bodies[: int(call.query.get("$top", len(bodies)))]}
 
@@ -497,7 +468,8 @@ class Cloud:
         given, old = call.properties, self.models.get(name, {}).get(version)
         if old and given.get("modelUri") != old["properties"]["modelUri"]:
             raise Fail(400, "UserError", "Asset paths cannot be updated.")
-        body = self._version(self.workspace_id, name, version, {k: v for k, v in given.items() if v is not None}, call.claims)
+        given = (old["properties"] if old else {}) | {key: value for key, value in given.items() if value is not None}
+        body = self._version(self.workspace_id, name, version, given, call.claims)
         if old:
             body["systemData"] |= {k: v for k, v in old["systemData"].items() if k.startswith("created")}
         self.models.setdefault(name, {})[version] = body
@@ -567,7 +539,7 @@ class Service(BaseHTTPRequestHandler):
             if self.upstream:
                 self.upstream.close()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_OPTIONS = serve
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = do_OPTIONS = serve  # noqa: N815
 
     def log_message(self, *_):
         """Requests are recorded, not printed."""
@@ -629,7 +601,7 @@ class Service(BaseHTTPRequestHandler):
         self.end_headers()
         limit, rate, sent = self.limit("response"), self.rate(), 0
         for piece in () if bare else pieces:
-            step = len(piece) if rate is None else max(1, int(rate / 10))
+            step = max(1, len(piece) if rate is None else int(rate / 10))
             for part in (piece[start : start + step] for start in range(0, len(piece), step)):
                 part = part if limit is None else part[: limit - sent]
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked and part else part)
@@ -648,7 +620,8 @@ class Service(BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in parse_qs(self.record.query).items()}
         call = Call(self.command, self.record.path, query, body)
         try:
-            answer = self.server.rig.answer(self.record.host, call, self.headers.get("Authorization", ""))
+            with self.server.rig.busy:  # one at a time: each request is a transaction
+                answer = self.server.rig.answer(self.record.host, call, self.headers.get("Authorization", ""))
         except Fail as failure:
             answer = failure.answer(self.record.host)
         except Exception as error:  # a fault of the rig's own: the client must see it, or it looks like a network's
@@ -661,17 +634,18 @@ class Service(BaseHTTPRequestHandler):
         return status, {"Content-Type": "application/json"} | headers, [body], len(body)
 
     def refuse(self, code: int = 500, error: str = "", message: str = "", headers: dict | None = None, body=None) -> tuple:
+        """What the fault `status` answers: an error as the host has it, unless told otherwise."""
         for _ in self.body():
             pass
-        usual = {
-            403: "AuthorizationFailed",
-            409: "Conflict",
-            429: "TooManyRequests",
-            500: "InternalServerError",
-            503: "ServerBusy",
-        }
-        failure = Fail(code, error or usual.get(code, "RigFault"), message or f"The rig was told to answer {code}.", headers)
-        status, payload, headers = failure.answer(self.record.host)
+        host = self.record.host
+        names = {401: "InvalidAuthenticationToken", 403: "AuthorizationFailed", 409: "Conflict", 429: "TooManyRequests"}
+        if host == BLOB:
+            names = {403: "AuthorizationPermissionMismatch", 409: "BlobAlreadyExists", 500: "InternalError", 503: "ServerBusy"}
+        if host == ARM and code == 403:
+            who = f"The client '{self.server.rig.client_id}' does not have authorization to perform this action"
+            message = message or f"{who} over scope '{self.record.path}' or the scope is invalid."
+        error, message = error or names.get(code, "InternalServerError"), message or f"The rig was told to answer {code}."
+        status, payload, headers = Fail(code, error, message, headers).answer(host)
         return self.encode(status, payload if body is None else body.encode() if isinstance(body, str) else body, headers)
 
     def forward(self) -> tuple:
@@ -698,6 +672,10 @@ class Service(BaseHTTPRequestHandler):
             reply = up.getresponse()
         except http.client.HTTPException as error:
             raise Broken from error
+        if reply.status == 403 and reply.getheader("x-ms-error-code") == "AuthorizationFailure" and "sig=" in self.path:
+            # Azurite's name for a signature that expired or is wrong; in Azure it is this:
+            message = "Server failed to authenticate the request. Signature not valid in the specified time frame, or wrong."
+            return self.encode(*Fail(403, "AuthenticationFailed", message).answer(BLOB))
         headers = {name: value for name, value in reply.getheaders() if name.lower() not in PER_CONNECTION}
         size = reply.getheader("Content-Length")
         return reply.status, headers, iter(lambda: reply.read(PIECE), b""), None if size is None else int(size), reply.reason
@@ -715,8 +693,8 @@ class Door(BaseHTTPRequestHandler):
 
     def do_CONNECT(self):
         self.close_connection = True
-        host = self.path.rpartition(":")[0].lower()
-        if host not in (ARM, ENTRA, CATALOG, BLOB):
+        host, _, port = self.path.lower().rpartition(":")
+        if host not in (ARM, ENTRA, CATALOG, BLOB) or port != "443":
             return self.refuse(host)
         self.send_response_only(200, "Connection established")
         self.end_headers()
@@ -734,18 +712,18 @@ class Door(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         call = Call(self.command, path, {key: values[-1] for key, values in parse_qs(query).items()}, b"")
         record = Record(self.command, "127.0.0.1", path, query)
-        self.server.rig._record(record)
+        self.server.rig._record(record, breakable=False)
         try:
             record.status, payload, _ = self.server.rig.local(call, self.headers.get("secret", ""))
         except Fail as failure:
             record.status, payload, _ = failure.answer(record.host)
         self.reply(record.status, payload)
 
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
 
     def refuse(self, host: str):
         if host == METADATA:  # every sign-in of a virtual machine's asks there: "unreachable" is what makes it go on at once
-            self.server.rig._record(Record(self.command, host, self.path, status=403))
+            self.server.rig._record(Record(self.command, host, self.path, status=403), breakable=False)
             return self.reply(403, {"error": {"code": "unreachable", "message": "the network is unreachable"}})
         self.server.rig.refused.append(host)
         self.reply(403, {"error": {"code": "ForeignHost", "message": f"the rig does not let anyone reach {host}"}})
@@ -976,11 +954,11 @@ class Rig(Cloud):
             self._faults.append(fault)
         return fault
 
-    def _record(self, request: Record) -> Fault | None:
+    def _record(self, request: Record, breakable: bool = True) -> Fault | None:
         """Notes a request that came in, and tells which fault it meets."""
         with self._lock:
             self.requests.append(request)
-            for fault in self._faults:
+            for fault in self._faults if breakable else ():
                 if fault.meets(request):
                     if fault.skip:
                         fault.skip -= 1
@@ -995,10 +973,12 @@ class Rig(Cloud):
         seen: Counter = Counter()
         sent: Counter = Counter()
         for r in self.requests:
-            line = f"{r.status or r.fault or 'broken'} {r.method} {r.host}{r.path}"
+            path = re.sub("^.*/Microsoft.MachineLearningServices", "...", r.path)
+            path = path if len(path) <= 90 else f"{path[:40]}...{path[-47:]}"
+            line = f"{r.status or r.fault or 'broken'} {r.method} {r.host}{path}"
             seen[line] += 1
             sent[line] += r.sent
-        lines = [f"{n:5} x {line[:140]}" + (f"  {sent[line]:,} bytes" if sent[line] else "") for line, n in seen.items()]
+        lines = [f"{n:5} x {line}" + (f"  {sent[line]:,} bytes" if sent[line] else "") for line, n in seen.items()]
         if len(lines) > 50:
             lines[40:] = [f"  and {len(lines) - 40} more kinds of requests"]
         foreign = [f"REFUSED: {host} ({n} x)" for host, n in Counter(self.refused).items()]
