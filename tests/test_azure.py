@@ -1,5 +1,6 @@
 """Registering in a workspace, with the unmodified Azure SDK against the emulated Azure of azure_rig.py."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +161,13 @@ def test_what_costs_money_is_listed_and_goes_only_on_request(registry, azure, pa
     assert registry.register(package, NAME, creator(registry, package))["version"] == "3" and same_bytes(azure, package)
     registry.stop("ci-ada")
     assert any(r.method == "POST" and r.path.endswith("/computes/ci-ada/stop") for r in azure.requests)
+
+
+def test_progress_is_shown_while_a_large_file_is_under_way(registry, azure, package, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("labkit.registry._Sent.every", 0.2)
+    azure.fault("slow", method="PUT", path="model.onnx", rate=7000)
+    registry.register(package, NAME, creator(registry, package))
+    assert re.search(r"0 MB to send; this machine has sent \d+ MB in \d s", capsys.readouterr().out)
 
 
 # ---- faults, each one paragraph with the command that mends it

@@ -131,3 +131,16 @@ def test_two_gigabytes_up_and_down_in_little_memory(rig, tmp_path):
     up, down = peak_mb(client(rig, "up", folder)), peak_mb(client(rig, "down", folder))
     assert up < 400 and down < 400, f"{up} MB up, {down} MB down"
     assert check_manifest(tmp_path / "back") == json.loads((folder / "manifest.json").read_text())
+
+
+def test_eight_attendees_at_once_get_eight_versions(rig, tmp_path):
+    folders = [tmp_path / str(n) / "package" for n in range(8)]
+    for n, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"of attendee %d" % n)
+        labkit.write_manifest(folder)
+    for process in [client(rig, "up", folder) for folder in folders]:
+        peak_mb(process)
+    assert sorted(rig.models[NAME]) == [str(n) for n in range(1, 9)]
+    contents = {body["properties"]["properties"]["content_sha256"] for body in rig.models[NAME].values()}
+    assert len(contents) == 8
