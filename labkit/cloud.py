@@ -96,7 +96,7 @@ def azure_errors(doing: str, workspace: tuple[str, ...] = ("SUBSCRIPTION", "RG",
 
 def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, ...]) -> LabError:
     """One sentence on the cause and one with the command that mends it. Codes only: a message may hold a secret."""
-    from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError, ServiceResponseError
+    from azure.core.exceptions import ClientAuthenticationError
 
     scope = f"/subscriptions/{workspace[0]}/resourceGroups/{workspace[1]}"
     code = getattr(getattr(error, "error", None), "code", None) or getattr(error, "error_code", None) or ""
@@ -114,8 +114,7 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, ...]) -> L
             f"{doing}: nobody is signed in, or the sign-in has expired{f' ({entra})' if entra else ''}. Sign in with "
             "'az login' ('az login --identity' on a compute instance) and run the cell again."
         )
-    cut_off = isinstance(error, HttpResponseError) and not status  # an answer that did not arrive whole
-    if cut_off or isinstance(error, ServiceRequestError | ServiceResponseError):
+    if cut_off(error):
         return LabError(
             f"{doing}: the network does not carry the connection ({type(error).__name__}). Check it with "
             "'curl -sSI https://management.azure.com', behind a proxy also HTTPS_PROXY, and run the cell again."
@@ -159,6 +158,14 @@ def _sas_is_over(error: Exception) -> bool:
     return bool(end) and datetime.fromisoformat(end) < datetime.now(UTC)
 
 
+def cut_off(error: Exception) -> bool:
+    """Whether there was no connection, or no whole answer: another try may help."""
+    from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+
+    broken = isinstance(error, HttpResponseError) and not error.status_code
+    return broken or isinstance(error, ServiceRequestError | ServiceResponseError)
+
+
 def stored(ml_client, name: str, version: str) -> tuple:
     """(container client, prefix) of the files of a model's version, with the credential that MLClient finds for them.
 
@@ -166,6 +173,7 @@ def stored(ml_client, name: str, version: str) -> tuple:
     memory as a whole, is asked, and what it would read from is taken.
     """
     from azure.ai.ml._artifacts._blob_storage_helper import BlobStorageClient
+    from azure.core.exceptions import AzureError
 
     found = []
 
@@ -173,9 +181,16 @@ def stored(ml_client, name: str, version: str) -> tuple:
         found.append((self.container_client, starts_with.rstrip("/") + "/"))
 
     logging.getLogger("azure.ai.ml.operations._model_operations").setLevel(logging.WARNING)
-    with patch.object(BlobStorageClient, "download", take):
-        ml_client.models.download(name, version, download_path=os.devnull)
-    return found[0]
+    for attempt in range(1, ATTEMPTS + 1):  # azure-core repeats no POST, and the storage's key is asked for with one
+        try:
+            with patch.object(BlobStorageClient, "download", take):
+                ml_client.models.download(name, version, download_path=os.devnull)
+            break
+        except AzureError as error:
+            if attempt == ATTEMPTS or not cut_off(error):
+                raise
+            time.sleep(attempt)
+    return found[-1]
 
 
 def blobs(container, prefix: str) -> dict:
@@ -220,7 +235,7 @@ def download(container, prefix: str, out: Path, *, tell=print) -> None:
 def _fill(part: Path, container, name: str, blob) -> None:
     """Appends to *part* what is missing of a blob; a range that fails is asked for again, at longer and longer intervals."""
     from azure.core import MatchConditions
-    from azure.core.exceptions import AzureError, HttpResponseError
+    from azure.core.exceptions import AzureError
 
     unbroken = {"etag": blob.etag, "match_condition": MatchConditions.IfNotModified, "read_timeout": SILENCE_S, "retry_total": 0}
     failures, at = 0, part.stat().st_size if part.exists() else 0
@@ -234,6 +249,6 @@ def _fill(part: Path, container, name: str, blob) -> None:
             except AzureError as error:
                 file.truncate(at)  # four connections leave holes
                 failures += 1
-                if failures == ATTEMPTS or (isinstance(error, HttpResponseError) and (error.status_code or 500) < 500):
+                if failures == ATTEMPTS or not (cut_off(error) or error.status_code >= 500):
                     raise
                 time.sleep(2**failures)

@@ -123,7 +123,7 @@ class Registry:
 
     def _send(self, folder: Path, name: str, create, version: str | None, existing: dict) -> str:
         from azure.ai.ml.exceptions import AssetPathException
-        from azure.core.exceptions import HttpResponseError, ResourceExistsError, ServiceRequestError, ServiceResponseError
+        from azure.core.exceptions import AzureError, ResourceExistsError
 
         mb, attempt = dir_mb(folder), 1
         until = time.monotonic() + 120 + mb / 0.5  # MB/s: slower than that, another try makes no sense
@@ -133,7 +133,7 @@ class Registry:
                 with _Sent(mb), chatter_to(self.logs / "06-upload.log"):
                     create(chosen)
                 return chosen
-            except (HttpResponseError, ServiceRequestError, ServiceResponseError, AssetPathException) as error:
+            except AzureError as error:
                 if time.monotonic() > until:
                     raise
                 if isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error):
@@ -142,8 +142,7 @@ class Registry:
                     existing = self.contents(name)  # somebody else was faster and has this number now
                     continue
                 # what a killed upload left behind makes the SDK's first try fail with ResourceExistsError
-                passing = isinstance(error, ServiceRequestError | ServiceResponseError | ResourceExistsError)
-                if not (passing or (getattr(error, "status_code", None) or 0) >= 500) or attempt == TRIES:
+                if attempt == TRIES or not (cloud.cut_off(error) or isinstance(error, ResourceExistsError)):
                     raise
                 print(f"try {attempt} of {TRIES} was cut off ({type(error).__name__}): once more")
                 attempt += 1
