@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -14,11 +13,11 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 
-from labkit.errors import LabError
+from labkit.errors import LabError, disk_is_full
 
 WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 SILENCE_S = 60  # longest wait for a connection or for the next byte
-RANGE = 64 * 2**20  # bytes that are asked for at once, and at most lost with a dropped connection
+RANGE = 32 * 2**20  # bytes that are asked for at once, held in memory, and lost with a dropped connection
 ATTEMPTS = 5
 
 
@@ -80,61 +79,75 @@ def identity(signed_in) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def azure_errors(doing: str, workspace: tuple[str, ...] = ("SUBSCRIPTION", "RG", "WORKSPACE")):
-    """Turns what Azure's libraries raise within the block into one LabError: what failed while *doing*, and what mends it."""
+def azure_errors(doing: str, workspace: tuple[str, str, str] | None = None):
+    """Turns what Azure's libraries raise within the block into one LabError: what failed while *doing*, and what mends it.
+
+    Without a *workspace* it is a registry of models that was asked.
+    """
     from azure.core.exceptions import AzureError
 
     try:
         yield
-    except AzureError as error:
-        raise _as_lab_error(doing, error, workspace) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except LabError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            text = f"{doing}: no space is left on the disk. Free some and run the cell again: it goes on there."
+            raise LabError(text) from error
+        azure = error if isinstance(error, AzureError) else error.__cause__  # the SDK wraps some in a plain Exception
+        if not isinstance(azure, AzureError):
             raise
-        raise LabError(f"{doing}: no space is left on the disk. Free some and run the cell again: it goes on there.") from error
+        raise _as_lab_error(doing, azure, workspace) from error
 
 
-def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, ...]) -> LabError:
-    """One sentence on the cause and one with the command that mends it. Codes only: a message may hold a secret."""
+def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] | None) -> LabError:
+    """One sentence on the cause and one with the command that mends it, with Azure's code and none of its secrets."""
     from azure.core.exceptions import ClientAuthenticationError
 
-    scope = f"/subscriptions/{workspace[0]}/resourceGroups/{workspace[1]}"
     code = getattr(getattr(error, "error", None), "code", None) or getattr(error, "error_code", None) or ""
     code = str(getattr(code, "value", code))
     status = getattr(error, "status_code", None)
-    told = f"{status} {code}".strip()
-    entra = re.search(r"AADSTS\d+|$", str(error))[0]
-    if entra in ("AADSTS7000222", "AADSTS7000215"):
+    told, entra = f"{status} {code}".strip(), re.search(r"AADSTS\d+|$", str(error))[0]
+    subscription, group, name = workspace or ("SUBSCRIPTION", "RG", "WORKSPACE")
+    scope = f"/subscriptions/{subscription}/resourceGroups/{group}"
+    if cut_off(error):
         return LabError(
-            f"{doing}: the secret of the application has expired or is wrong ({entra}). Make a new one with "
-            "'az ad app credential reset --id APPLICATION', set AZURE_CLIENT_SECRET and run the cell again."
+            f"{doing}: the network does not carry the connection. Check it with 'curl -sSI https://management.azure.com', "
+            "behind a proxy also HTTPS_PROXY ('%env HTTPS_PROXY=...' sets it in a notebook), and run the cell again."
+        )
+    if entra and os.environ.get("AZURE_CLIENT_ID"):
+        return LabError(
+            f"{doing}: the application of AZURE_CLIENT_ID is not let in ({entra}): its secret has expired, or one of the "
+            "three is wrong. 'az ad app credential reset --id APPLICATION' makes a new secret; set the three variables anew "
+            "('%env' in a notebook), or take them away and sign in with 'az login'."
         )
     if status == 401 or (isinstance(error, ClientAuthenticationError) and status != 403):
         return LabError(
             f"{doing}: nobody is signed in, or the sign-in has expired{f' ({entra})' if entra else ''}. Sign in with "
             "'az login' ('az login --identity' on a compute instance) and run the cell again."
         )
-    if cut_off(error):
-        return LabError(
-            f"{doing}: the network does not carry the connection ({type(error).__name__}). Check it with "
-            "'curl -sSI https://management.azure.com', behind a proxy also HTTPS_PROXY, and run the cell again."
-        )
     if not status:
-        return LabError(f"{doing}: the SDK gave up: {(str(error) or type(error).__name__).splitlines()[0][:300]}.")
+        text = re.sub(r"(?i)(sig|key|secret|token)=[^&\s'\"]+", r"\1=...", str(error) or type(error).__name__)
+        return LabError(f"{doing}: the SDK gave up: {text.splitlines()[0][:300]}.")
     if "quota" in code.lower() or "LimitReached" in code or "LimitExceeded" in code:
         return LabError(
             f"{doing}: a quota is used up ({told}). Remove what is not needed: lab 06 lists it at its end, and so does "
-            f"'az ml compute list --resource-group {workspace[1]} --workspace-name {workspace[2]}'. Or ask for more."
+            f"'az ml compute list --resource-group {group} --workspace-name {name}'. Or ask for more in the studio."
         )
     if code in ("AuthenticationFailed", "InvalidAuthenticationInfo") or _sas_is_over(error):
         return LabError(
             f"{doing}: the storage did not take its key or SAS ({told}): it has expired, or this machine's clock is wrong. "
             "Compare 'date -u' with the real time, and run the cell again: a new SAS is asked for."
         )
-    if status == 403 and code.startswith("Authorization") and code != "AuthorizationFailed":
+    if code == "KeyBasedAuthenticationNotPermitted" or (code.startswith("Authorization") and code != "AuthorizationFailed"):
         return LabError(
             f"{doing}: the storage account does not let this identity in ({told}). Its owner gives the right with 'az role "
             f'assignment create --role "Storage Blob Data Contributor" --assignee WHO --scope {scope}\', or opens its firewall.'
+        )
+    if not workspace and status in (403, 404):
+        return LabError(
+            f"{doing}: the registry has no such model for this identity ({told}). Correct LAB_MODEL, or MODEL in lab 01: "
+            "'az ml model list --registry-name REGISTRY --output table' shows what there is."
         )
     if status == 403:
         return LabError(
@@ -143,8 +156,8 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, ...]) -> L
         )
     if status == 404:
         return LabError(
-            f"{doing}: not found ({told}): a subscription, resource group, workspace or version of that name. 'az ml workspace "
-            f"list --resource-group {workspace[1]} --output table' shows what there is; correct the variables or config.json."
+            f"{doing}: not found ({told}): a subscription, resource group, workspace, compute or version of that name. 'az ml "
+            f"workspace list --resource-group {group} --output table' shows what there is; correct the variables or config.json."
         )
     if status == 429 or status >= 500:
         return LabError(f"{doing}: Azure is busy or has a fault ({told}), also after several tries. Wait and run the cell again.")
@@ -155,13 +168,17 @@ def _sas_is_over(error: Exception) -> bool:
     """Whether the refused request carried a SAS that had expired: its field "se" is the end of its time."""
     url = getattr(getattr(getattr(error, "response", None), "request", None), "url", "")
     end = parse_qs(urlsplit(url).query).get("se", [""])[0]
-    return bool(end) and datetime.fromisoformat(end) < datetime.now(UTC)
+    return bool(end) and datetime.fromisoformat(end).replace(tzinfo=UTC) < datetime.now(UTC)
 
 
 def cut_off(error: Exception) -> bool:
     """Whether there was no connection, or no whole answer: another try may help."""
-    from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+    from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError, ServiceResponseError
 
+    if isinstance(error, ClientAuthenticationError):  # a sign-in that failed has what stopped it in its text only
+        return bool(
+            re.search("Max retries exceeded|nable to connect|Failed to (resolve|establish)|Connection (ref|res)", str(error))
+        )
     broken = isinstance(error, HttpResponseError) and not error.status_code
     return broken or isinstance(error, ServiceRequestError | ServiceResponseError)
 
@@ -190,6 +207,8 @@ def stored(ml_client, name: str, version: str) -> tuple:
             if attempt == ATTEMPTS or not cut_off(error):
                 raise
             time.sleep(attempt)
+    if not found:
+        raise LabError(f"the files of {name} {version} do not lie in a blob storage, and other storage is not read here.")
     return found[-1]
 
 
@@ -200,7 +219,7 @@ def blobs(container, prefix: str) -> dict:
 
 
 def download(container, prefix: str, out: Path, *, tell=print) -> None:
-    """Writes all files below *prefix* to the folder *out*, in ranges of 64 MiB; goes on where an earlier call was cut off.
+    """Writes all files below *prefix* to the folder *out*, in ranges of 32 MiB; goes on where an earlier call was cut off.
 
     A file under way is FILE.ETAG.part: another content has another etag, so that two never mix. Raises LabError for a
     disk that is too small, and AzureError where the connection does not come back.
@@ -238,17 +257,15 @@ def _fill(part: Path, container, name: str, blob) -> None:
     from azure.core.exceptions import AzureError
 
     unbroken = {"etag": blob.etag, "match_condition": MatchConditions.IfNotModified, "read_timeout": SILENCE_S, "retry_total": 0}
-    failures, at = 0, part.stat().st_size if part.exists() else 0
-    with open(part, "r+b" if part.exists() else "w+b") as file:
-        while at < blob.size:
-            file.seek(at)
+    failures = 0
+    with open(part, "ab") as file:  # only ever appended to: a killed process leaves no hole, whatever it was doing
+        while (at := file.tell()) < blob.size:
             try:
                 length = min(RANGE, blob.size - at)
-                container.download_blob(name, offset=at, length=length, max_concurrency=4, **unbroken).readinto(file)
-                at, failures = at + length, 0
+                file.write(container.download_blob(name, offset=at, length=length, max_concurrency=4, **unbroken).readall())
+                failures = 0
             except AzureError as error:
-                file.truncate(at)  # four connections leave holes
                 failures += 1
-                if failures == ATTEMPTS or not (cut_off(error) or error.status_code >= 500):
+                if failures == ATTEMPTS or not (cut_off(error) or (getattr(error, "status_code", None) or 0) >= 500):
                     raise
                 time.sleep(2**failures)

@@ -39,12 +39,13 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int | float]:
-    """Processor, cores, memory in GB and system of this machine."""
+    """Processor, cores, memory in GB, system and, where there is one, GPU of this machine."""
     import psutil
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
-    return {
+    gpu = {"gpu": name.split(",")[0]} if (name := _gpu_and_driver()) else {}
+    return gpu | {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": threads(),
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),

@@ -1,6 +1,5 @@
 """Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
 
-import errno
 import hashlib
 import json
 import shutil
@@ -8,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from labkit import cloud
-from labkit.errors import LabError
+from labkit.errors import LabError, disk_is_full
 from labkit.profiles import Profile
 from labkit.workspace import sha256
 
@@ -121,7 +120,7 @@ def _from_hub(model_id: str) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(error):
             raise
         raise LabError(
             f"the model '{model_id}' could not be fetched from the Hub ({type(error).__name__}). Check the name and the network, "

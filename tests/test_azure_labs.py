@@ -29,7 +29,12 @@ def test_lab_06_uploads_and_gets_it_back_and_tells_no_secret(rig, inside, notebo
     assert done.returncode == 0, done.stdout[-5000:] + rig.summary()
     cells = nbformat.read(path, as_version=4).cells
     said = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
-    for part in (rig.client_id, f"workspace {rig.workspace} (", "MB sent", "https://ml.azure.com/model/ft-for-travel:1/details"):
+    for part in (
+        rig.client_id,
+        f"workspace {rig.workspace} (",
+        "MB registered",
+        "https://ml.azure.com/model/ft-for-travel:1/details",
+    ):
         assert part in said
     assert said.count("yes\n") == 7, "claims of the checkpoints"
     properties = rig.models["ft-for-travel"]["1"]["properties"]

@@ -50,7 +50,7 @@ def test_labkit_is_thin():
                 node.body = node.body[1:] or [ast.Pass()]
         lines = {line for node in ast.walk(tree) if hasattr(node, "lineno") for line in (node.lineno, node.end_lineno)}
         count += len(lines)
-    assert count <= 1550
+    assert count <= 1600
 
 
 def test_importing_labkit_needs_the_standard_library_only():

@@ -1,6 +1,7 @@
 """Lab 06's registries: the local one here, the one of a workspace against the emulated Azure of azure_rig.py."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,7 @@ def package(tmp_path):
     (folder / "model.onnx").write_bytes(b"weights" * 1000)
     (folder / "empty.txt").touch()
     (folder / "extra files" / "ümlaut & more.json").write_text("{}")
-    labkit.write_manifest(folder)
+    labkit.write_manifest(folder, NAME)
     return folder
 
 
@@ -41,7 +42,7 @@ def creator(registry, folder, calls=None, **fields):
 
 def change(folder) -> None:
     (folder / "model.onnx").write_bytes(b"others!" * 1000)
-    labkit.write_manifest(folder)
+    labkit.write_manifest(folder, NAME)
 
 
 # ---- the manifest
@@ -50,7 +51,7 @@ def change(folder) -> None:
 def test_the_manifest_covers_every_file_and_comes_out_the_same(package):
     first = json.loads((package / "manifest.json").read_text())
     assert set(first["files"]) == {"model.onnx", "empty.txt", "extra files/ümlaut & more.json"}
-    assert labkit.write_manifest(package) == first == check_manifest(package)
+    assert labkit.write_manifest(package, NAME) == first == check_manifest(package)
     change(package)
     assert json.loads((package / "manifest.json").read_text())["content_sha256"] != first["content_sha256"]
 
@@ -66,16 +67,16 @@ def test_the_manifest_covers_every_file_and_comes_out_the_same(package):
 def test_what_must_not_be_uploaded_is_refused(package, file, said):
     (package / file).write_text("*.onnx")
     with pytest.raises(LabError, match=said):
-        labkit.write_manifest(package)
+        labkit.write_manifest(package, NAME)
 
 
 def test_an_empty_folder_and_a_link_to_nothing_are_refused(tmp_path, package):
     (tmp_path / "void").mkdir()
     with pytest.raises(LabError, match="is empty: nothing to register"):
-        labkit.write_manifest(tmp_path / "void")
+        labkit.write_manifest(tmp_path / "void", NAME)
     (package / "weights").symlink_to(tmp_path / "gone")
     with pytest.raises(LabError, match="weights is a link to nothing"):
-        labkit.write_manifest(package)
+        labkit.write_manifest(package, NAME)
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing", "surplus", "no manifest"])
@@ -100,10 +101,10 @@ def test_rehearsal_registers_recognises_and_refuses(package, tmp_path):
     registry, calls = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), []
     create = creator(registry, package, calls, description="d", tags={"a": "b"})
     first = registry.register(package, NAME, create)
-    assert (first["version"], first["sent"], calls) == ("1", True, ["1"])
+    assert (first["version"], first["new"], calls) == ("1", True, ["1"])
     again = registry.register(package, NAME, create)
-    assert (again["version"], again["sent"], calls) == ("1", False, ["1"])
-    assert registry.register(package, NAME, create, version="1")["sent"] is False
+    assert (again["version"], again["new"], calls) == ("1", False, ["1"])
+    assert registry.register(package, NAME, create, version="1")["new"] is False
     change(package)
     with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"):
         registry.register(package, NAME, create, version="1")
@@ -112,6 +113,10 @@ def test_rehearsal_registers_recognises_and_refuses(package, tmp_path):
     assert len(registry.costs(NAME)) == 2
     registry.remove(NAME, "1")
     assert list(registry.contents(NAME)) == ["2"]
+    with pytest.raises(LabError, match="no version 1 of ft-for-travel; it has: 2"):
+        registry.remove(NAME, "1")
+    with pytest.raises(LabError, match="no compute 'ci'"):
+        registry.stop("ci")
 
 
 def test_rehearsal_gives_back_the_same_bytes_and_notices_other_ones(package, tmp_path):
@@ -121,9 +126,47 @@ def test_rehearsal_gives_back_the_same_bytes_and_notices_other_ones(package, tmp
     assert check_manifest(back) == check_manifest(package)
     assert (back / "extra files" / "ümlaut & more.json").read_text() == "{}"
     (tmp_path / "registry" / NAME / "1" / "model" / "model.onnx").write_bytes(b"weighte" * 1000)
-    with pytest.raises(LabError, match="model.onnx is missing, surplus or altered"):
+    with pytest.raises(LabError, match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing"):
         registry.download(NAME, "1", tmp_path / "back")
     assert check_manifest(back), "the earlier download was lost"
+
+
+def test_a_download_does_not_touch_a_folder_of_other_files(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(LabError, match="mine holds other files than a downloaded model"):
+        registry.download(NAME, "1", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(LabError, match="no version 9 of ft-for-travel; it has: 1"):
+        registry.download(NAME, "9", tmp_path / "back")
+
+
+def test_a_package_of_another_name_is_refused(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    with pytest.raises(LabError, match="packaged as 'ft-for-travel', not as 'other'"):
+        registry.register(package, "other", creator(registry, package))
+
+
+def test_the_rehearsal_counts_beyond_nine_and_past_odd_versions(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    create = creator(registry, package)
+    for version in ("10", "9", "v1", "1.0"):
+        assert registry.register(package, NAME, create, version=version)["version"] == version
+    change(package)
+    assert registry.register(package, NAME, create)["version"] == "11"
+
+
+def test_a_full_disk_in_the_rehearsal_says_so(package, tmp_path, monkeypatch):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+
+    def full(*_, **__):
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(LabError, match="registering ft-for-travel: no space is left on the disk"):
+        registry.register(package, NAME, creator(registry, package))
 
 
 def test_a_rehearsal_that_was_cut_off_is_no_version(package, tmp_path, monkeypatch):
@@ -154,6 +197,16 @@ def test_no_workspace_is_a_rehearsal(elsewhere, tmp_path, capsys):
     assert cloud.find_workspace() is None
     assert isinstance(labkit.open_registry(lab), LocalRegistry)
     assert "a rehearsal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("value", "rehearses"), [("1", True), ("0", False)])
+def test_lab_rehearse_leaves_a_configured_workspace_alone(elsewhere, tmp_path, monkeypatch, value, rehearses):
+    lab = SimpleNamespace(folder=tmp_path / "run", logs=tmp_path / "run" / "logs")
+    monkeypatch.setenv("LAB_REHEARSE", value)
+    monkeypatch.setattr("labkit.registry.WorkspaceRegistry", lambda *_: "the workspace")
+    for name in cloud.WORKSPACE:
+        monkeypatch.setenv(name, "x")
+    assert isinstance(labkit.open_registry(lab), LocalRegistry) == rehearses
 
 
 def test_three_variables_or_none(elsewhere, monkeypatch):
