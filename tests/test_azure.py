@@ -1,4 +1,4 @@
-"""Registering in a workspace, with the unmodified Azure SDK against the emulated Azure of azure_rig.py."""
+"""Registering in a workspace, with the unmodified Azure SDK against the emulated Azure of azure_rig/."""
 
 import errno
 import re

@@ -74,7 +74,7 @@ def test_lab_01_fetches_a_real_model_from_the_catalog(rig, inside, notebook_runs
 def test_any_command_runs_inside_the_rig(notebook_runs):
     code = "import os; from azure.identity import DefaultAzureCredential as D; print(os.environ['AZURE_ML_WORKSPACE'])\n"
     code += "print(D().get_token('https://management.azure.com/.default').token.count('.'))"
-    command = [sys.executable, str(ROOT / "tests" / "azure_rig.py"), sys.executable, "-c", code]
+    command = [sys.executable, str(ROOT / "tests" / "azure_rig"), sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"\S+\n2\n", done.stdout) and "oauth2" in done.stderr

@@ -301,6 +301,9 @@ def test_fault_counts(rig):
     fault = rig.fault("status", code=500, host=azure_rig.ARM, times=2, skip=1)
     assert [ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] for _ in range(4)] == [200, 500, 500, 200]
     assert fault.fired == 2 and [r.fault for r in rig.requests] == ["", "status", "status", ""]
+    over = rig.fault("drop", host=azure_rig.ARM, times=9)
+    over.times = 0
+    assert ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] == 200 and over.fired == 0
     with pytest.raises(ValueError, match="no such fault"):
         rig.fault("slow")
 
@@ -310,17 +313,39 @@ def test_fault_counts(rig):
 
 def test_reset_and_secrets(rig):
     assert put(rig)[0] == 201
-    rig.signin, rig.models["x"] = "wrong_secret", {}
+    settings = ("signin", "datastore_credentials", "sas_expires_in", "token_expires_in", "workspace_exists")
+    before = [getattr(rig, name) for name in settings]
+    for name in settings:
+        setattr(rig, name, "other")
+    rig.models["x"] = rig.catalog["x"] = {}
+    rig.archived.add("x")
+    rig.add_compute("x")
+    rig.add_endpoint("x")
+    rig.fault("drop")
     rig.reset()
-    assert (rig.signin, rig.models, rig.requests, list(rig.container.list_blobs())) == ("ok", {}, [], [])
+    assert [getattr(rig, name) for name in settings] == before
+    assert not any((rig.models, rig.catalog, rig.archived, rig.computes, rig.endpoints, rig.requests))
+    assert not list(rig.container.list_blobs())
+    assert put(rig)[0] == 201
     assert {rig.client_secret, rig.account_key, *rig._tokens} <= set(rig.secrets)
     assert all(len(secret) >= 20 for secret in rig.secrets)
 
 
-def test_command_line(rig):
-    code = "import requests; print(requests.get('https://login.microsoftonline.com/common/discovery/instance').status_code)"
-    done = subprocess.run([sys.executable, azure_rig.__file__, sys.executable, "-c", code], capture_output=True, text=True)
+def test_reset_frees_the_disk(rig):
+    assert put(rig, bytes(70_000_000))[0] == 201
+    rig.reset()
+    assert all(file.stat().st_size < 70_000_000 for file in (rig.folder / "blobs" / "__blobstorage__").iterdir())
+    assert put(rig)[0] == 201 and ask(rig, "GET", azure_rig.BLOB, blob(rig, "b")) == (200, bytes(100_000))
+
+
+def test_command_line(rig, tmp_path):
+    def run(code):
+        command = [sys.executable, os.path.dirname(azure_rig.__file__), sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+        assert not os.listdir(tmp_path)  # nothing stays behind
+        return done
+
+    done = run("import requests; print(requests.get('https://login.microsoftonline.com/common/discovery/instance').status_code)")
     assert (done.returncode, done.stdout) == (0, "200\n") and "1 x 200 GET login.microsoftonline.com/common" in done.stderr
-    code = "import requests; requests.get('https://example.com')"
-    done = subprocess.run([sys.executable, azure_rig.__file__, sys.executable, "-c", code], capture_output=True, text=True)
+    done = run("import requests; requests.get('https://example.com')")
     assert done.returncode == azure_rig.FOREIGN_HOST and "REFUSED: example.com" in done.stderr

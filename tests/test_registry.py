@@ -1,4 +1,4 @@
-"""Lab 06's registries: the local one here, the one of a workspace against the emulated Azure of azure_rig.py."""
+"""Lab 06's registries: the local one here, the one of a workspace against the emulated Azure of azure_rig/."""
 
 import json
 import shutil
