@@ -46,7 +46,6 @@ def find_workspace() -> tuple[str, str, str] | None:
     Raises LabError where only some of the variables are set, or the config.json is damaged.
     """
     from azure.ai.ml import MLClient
-    from azure.ai.ml.exceptions import ValidationException
 
     given = tuple(os.environ.get(name, "") for name in WORKSPACE)
     if any(given) and not all(given):
@@ -56,18 +55,14 @@ def find_workspace() -> tuple[str, str, str] | None:
         return given
     try:
         found = MLClient.from_config(object(), enable_telemetry=False)
-    except ValidationException as error:
+    except Exception as error:  # of many kinds, as the file may be damaged in many ways
         if "could not find" in str(error):
             return None
-        reason = error
-    except (ValueError, KeyError, IndexError, AttributeError, OSError) as error:
-        reason = error
-    else:
-        return found.subscription_id, found.resource_group_name, found.workspace_name
-    raise LabError(
-        f"the config.json of the workspace, in this folder or above, names no usable workspace ({reason}). Download it again "
-        "from the studio, delete it, or set LAB_REHEARSE=1 to leave it alone."
-    ) from reason
+        raise LabError(
+            f"the config.json of the workspace, in this folder or above, names no usable workspace ({error}). Download it "
+            "again from the studio, delete it, or set LAB_REHEARSE=1 to leave it alone."
+        ) from error
+    return found.subscription_id, found.resource_group_name, found.workspace_name
 
 
 def identity(signed_in) -> tuple[str, str]:
