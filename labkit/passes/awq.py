@@ -3,7 +3,6 @@
 The only module that runs AutoAWQ, which is archived upstream: another engine would be put in here.
 """
 
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -19,44 +18,31 @@ from labkit.quantize import BITS
 def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
     """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
 
-    *calibration* is token ids, one list a record. Clipping is left out: it takes minutes and lowered no loss here.
-    Raises LabError where there is too little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
+    *calibration* is token ids, one list a record. The model waits in the host's memory; one block after the other goes to
+    *device*. Raises LabError where there is too little calibration text. Source: Lin et al. 2023,
+    https://arxiv.org/abs/2306.00978
     """
     import torch
     from awq import AutoAWQForCausalLM
-    from awq.quantize.quantizer import AwqQuantizer
     from transformers import AutoTokenizer
 
-    class CopyingQuantizer(AwqQuantizer):
-        # On the CPU, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale
-        # weights that the one before had scaled. A copy makes the search correct on every device.
-        def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
-            original = module2inspect.state_dict
-            module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
-            try:
-                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
-            finally:
-                del module2inspect.state_dict
+    from labkit.passes.awq_search import quantizer_on
 
     length = 128
     if sum(map(len, calibration)) < length:
         raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoAWQForCausalLM.from_pretrained(
-        str(model_dir), torch_dtype=getattr(torch, dtype), device_map=device, trust_remote_code=False
+        str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
     )
-    # AutoAWQ collects garbage some 600 times a run; without the objects that live on anyway, each is cheap
-    gc.freeze()
     model.quantize(
         tokenizer,
         quant_config={"w_bit": BITS, "q_group_size": group_size, "zero_point": True, "version": "GEMM"},
         calib_data=[ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)],
         max_calib_samples=len(calibration) * 64,
         max_calib_seq_len=length,
-        apply_clip=False,
-        quantizer_cls=CopyingQuantizer,
+        quantizer_cls=quantizer_on(device),
     )
-    gc.unfreeze()
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)
 

@@ -1,0 +1,206 @@
+"""AutoAWQ's search for scales and clipping, run where the weights are; its grid and its file format.
+
+AutoAWQ copies every weight to the host and back and collects garbage at each of the 20 grid points. Here a block of the
+model goes to the device once, grid points share what they have in common, and nothing is read back before a search is over.
+"""
+
+import torch
+from awq.modules.linear import WQLinear_GEMM
+from awq.quantize.quantizer import AwqQuantizer
+from awq.quantize.scale import scale_fc_fc, scale_fc_fcs, scale_ln_fcs
+from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, set_op_by_name
+
+GRID = 20
+SCREEN, FINALISTS = 4, 4  # every fourth record chooses the four grid points that all records decide between
+TOKENS = 16384  # at most so many go through a module at once: it bounds the memory of a search
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight 4-bit numbers in a 32-bit word
+
+
+def grouped(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(integers, scales, zero points) of *weight* [out, in]: asymmetric 4 bits, one scale in float16 a group; in float32."""
+    groups = weight.float().unflatten(-1, (-1, group_size))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax is five times slower on a CPU
+    scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
+    zeros = (-low / scales).round_().clamp_(0, 15)
+    return (groups / scales).round_().add_(zeros).clamp_(0, 15), scales, zeros
+
+
+def rounded(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """The values that *weight* [out, in] has after rounding to 4 bits, in float32."""
+    integers, scales, zeros = grouped(weight, group_size)
+    return integers.sub_(zeros).mul_(scales).flatten(-2)
+
+
+def quantizer_on(device: str) -> type[AwqQuantizer]:
+    """DeviceQuantizer on a torch *device*, for AutoAWQ's parameter quantizer_cls, which takes a class."""
+    return type("DeviceQuantizer", (DeviceQuantizer,), {"device": device})
+
+
+class DeviceQuantizer(AwqQuantizer):
+    """AwqQuantizer whose work stays on one device: a block goes there once, and comes back packed."""
+
+    device = "cpu"
+
+    @torch.no_grad()
+    def quantize(self):
+        kwargs = self._block_kwargs()
+        self.inps = self.inps.to(self.device)
+        for block in self.modules:
+            block.to(self.device)
+            linears = exclude_layers_to_not_quantize(get_named_linears(block), self.modules_to_not_convert)
+            inputs = self._inputs(block, linears, kwargs)
+            for group in self.awq_model.get_layers_for_scaling(block, inputs, kwargs):
+                self._scale(group, self._best_scales(**group), inputs)
+            for name, linear in linears.items():
+                weight = linear.weight.float()
+                if self.apply_clip and not any(part in name for part in ("q_", "k_")):  # as AutoAWQ: they meet in a product
+                    weight = self._clipped(weight, inputs[name])
+                set_op_by_name(block, name, self._packed(linear, weight))
+            block.cpu()
+
+    def _block_kwargs(self) -> dict:
+        kwargs = {key: value for key, value in self.module_kwargs.items() if key != "use_cache"}
+        kwargs.setdefault("attention_mask", None)
+        if kwargs.get("position_embeddings") is None:
+            rotary = self.model.model.rotary_emb.to(self.device)
+            kwargs["position_embeddings"] = rotary(self.inps[:1].to(self.device), kwargs["position_ids"].to(self.device))
+
+        def move(value):
+            return value.to(self.device) if isinstance(value, torch.Tensor) else value
+
+        return {k: tuple(map(move, v)) if isinstance(v, tuple) else move(v) for k, v in kwargs.items()}
+
+    def _batches(self, x: torch.Tensor):
+        return x.split(max(1, TOKENS // x.shape[1]))
+
+    def _call(self, module, x: torch.Tensor, kwargs: dict) -> torch.Tensor:
+        out = module(x, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _inputs(self, block, linears: dict, kwargs: dict) -> dict[str, torch.Tensor]:
+        """Linear's name -> what goes into it, [records, tokens, channels]; what leaves the block goes into the next one."""
+        seen: dict[str, list] = {name: [] for name in linears}
+        hooks = [
+            linear.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0]))
+            for name, linear in linears.items()
+        ]
+        known = self._sanitize_kwargs(kwargs, block)
+        self.inps = torch.cat([self._call(block, x, known) for x in self._batches(self.inps)])
+        for hook in hooks:
+            hook.remove()
+        joined: dict[tuple, torch.Tensor] = {}  # q, k and v have the same input: once in memory
+        for pieces in seen.values():
+            key = tuple(map(id, pieces))
+            if key not in joined:
+                joined[key] = torch.cat(pieces)
+        return {name: joined[tuple(map(id, pieces))] for name, pieces in seen.items()}
+
+    def _best_scales(self, prev_op, layers, inp, module2inspect=None, kwargs=None) -> torch.Tensor:
+        """The scales [in] of AutoAWQ's grid whose rounded weights change the module's output least."""
+        weights = [layer.weight.data.float() for layer in layers]  # of .data: in float32, float() returns the parameter itself
+        groups = torch.cat(weights).unflatten(-1, (-1, self.group_size)).abs()
+        w_mean = (groups / (groups.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
+        flat = inp.flatten(0, -2)
+        x_mean = torch.stack([x.float().abs().sum(0) for x in flat.split(TOKENS)]).sum(0) / len(flat)
+
+        def scales_of(ratios):
+            ratios = ratios.unsqueeze(1)
+            scales = x_mean.pow(ratios)
+            if self.duo_scaling:
+                scales = scales / (w_mean.pow(1 - ratios) + 1e-4)
+            scales = scales.clamp(min=1e-4)
+            scales = scales / (scales.amax(1, keepdim=True) * scales.amin(1, keepdim=True)).sqrt()
+            return torch.where(scales.isfinite(), scales, 1.0)
+
+        def judge(x):
+            if module2inspect is None or module2inspect is layers[0]:
+                return self._linear_judge(weights[0], x.flatten(0, -2))
+            return self._module_judge(weights, layers, module2inspect, x, kwargs or {})
+
+        ratios = torch.arange(GRID, device=self.device) / GRID
+        if len(inp) >= 2 * SCREEN:  # a part of the records tells the few that are worth all of them
+            ratios = ratios[judge(inp[::SCREEN])(scales_of(ratios)).topk(FINALISTS, largest=False).indices]
+        judged = judge(inp)
+        losses = judged(scales_of(ratios))
+        between = (ratios[losses.argmin()] + torch.tensor([-0.5, 0.5], device=self.device) / GRID).clamp(0, 1)
+        ratios, losses = torch.cat([ratios, between]), torch.cat([losses, judged(scales_of(between))])
+        return scales_of(ratios[losses.argmin()].unsqueeze(0))[0]
+
+    def _linear_judge(self, weight, flat):
+        # |X d'|^2 = d X'X d' for the change d of the weights: with many tokens, X'X serves all grid points
+        few = len(flat) < weight.shape[1]
+        gram = None if few else sum(x.float().T @ x.float() for x in flat.split(TOKENS))
+
+        def judge(scales):
+            losses = []
+            for s in scales:
+                change = rounded(weight * s, self.group_size) / s - weight
+                if few:
+                    losses.append((flat @ change.to(flat.dtype).T).float().pow(2).sum())
+                else:
+                    losses.append((change @ gram).mul_(change).sum())
+            return torch.stack(losses)
+
+        return judge
+
+    def _module_judge(self, weights, layers, module, inp, kwargs):
+        known = self._sanitize_kwargs(kwargs, module)
+        batches = self._batches(inp)
+        wanted = [self._call(module, x, known) for x in batches]
+        kept = [layer.weight.data for layer in layers]
+
+        def judge(scales):
+            losses = []
+            for s in scales:
+                for layer, weight in zip(layers, weights, strict=True):
+                    layer.weight.data = (rounded(weight * s, self.group_size) / s).to(kept[0].dtype)
+                pairs = zip(batches, wanted, strict=True)
+                losses.append(sum((self._call(module, x, known) - y).float().pow(2).sum() for x, y in pairs))
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.weight.data = weight
+            return torch.stack(losses)
+
+        return judge
+
+    def _scale(self, group: dict, scales: torch.Tensor, inputs: dict) -> None:
+        prev_op, layers = group["prev_op"], group["layers"]
+        for layer in layers:  # from here on in float32: the block is not called any more
+            layer.weight.data = layer.weight.data.float()
+        if isinstance(prev_op, torch.nn.Linear):
+            prev_op.weight.data = prev_op.weight.data.float()
+            (scale_fc_fc if len(layers) == 1 else scale_fc_fcs)(prev_op, *(layers if len(layers) == 1 else [layers]), scales)
+        else:
+            scale_ln_fcs(prev_op, layers, scales)
+        if self.apply_clip:
+            group["inp"].div_(scales.to(group["inp"].dtype))
+
+    def _clipped(self, weight, x) -> torch.Tensor:
+        """*weight* with each group's largest magnitudes cut to the one of ten limits that changes the outputs least."""
+        groups = weight.unflatten(-1, (-1, self.group_size))
+        x = x.flatten(0, -2)
+        x = x[:: max(1, len(x) // 512)].float().unflatten(-1, (-1, self.group_size)).transpose(0, 1)  # [groups, tokens, size]
+        gram = x.transpose(1, 2) @ x
+        limit = groups.abs().amax(-1, keepdim=True)
+        best, least = limit.clone(), torch.full_like(limit, torch.inf)
+        for step in range(10):
+            cut = limit * (1 - step / GRID)
+            change = (rounded(groups.clamp(-cut, cut).flatten(-2), self.group_size).view_as(groups) - groups).transpose(0, 1)
+            loss = (change @ gram).mul_(change).sum(-1).T.unsqueeze(-1)
+            best, least = torch.where(loss < least, cut, best), torch.minimum(loss, least)
+        return groups.clamp(-best, best).flatten(-2)
+
+    def _packed(self, linear, weight) -> WQLinear_GEMM:
+        """AutoAWQ's layer with the integers of *weight*, eight in a word, inputs first."""
+        integers, scales, zeros = grouped(weight, self.group_size)
+        out = WQLinear_GEMM(self.w_bit, self.group_size, linear.in_features, linear.out_features, linear.bias is not None, "cpu")
+
+        def words(numbers):  # [out, n] -> [n, out / 8]
+            shifts = torch.arange(0, 32, 4, device=numbers.device, dtype=torch.int32)
+            eight = numbers.T.to(torch.int32).unflatten(-1, (-1, 8))[..., ORDER]
+            return (eight << shifts).sum(-1, dtype=torch.int32).cpu()
+
+        out.qweight, out.qzeros = words(integers.flatten(-2)), words(zeros.squeeze(-1))
+        out.scales = scales.squeeze(-1).T.half().contiguous().cpu()
+        if linear.bias is not None:
+            out.bias = linear.bias.half().cpu()
+        return out

@@ -1,0 +1,75 @@
+"""The AWQ search of labkit against AutoAWQ's own: the same file format, errors that are as low or lower."""
+
+import pytest
+import torch
+from awq.modules.linear import WQLinear_GEMM
+from awq.quantize.quantizer import AwqQuantizer
+from benchmarks.quantize import CopyingQuantizer, block_errors, load
+
+from labkit.passes.awq_search import DeviceQuantizer, grouped, quantizer_on, rounded
+
+SETTINGS = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
+
+
+@pytest.fixture
+def search():
+    """A quantizer without a model."""
+    made = object.__new__(DeviceQuantizer)
+    made.w_bit, made.group_size = 4, 32
+    return made
+
+
+def heavy(rows: int, columns: int) -> torch.Tensor:
+    """Random weights with a few that are far larger than the rest, as in a trained model."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
+    weight[:, ::37] *= 12
+    return weight
+
+
+def test_words_are_packed_as_autoawq_packs_them(search):
+    linear = torch.nn.Linear(96, 64, bias=True)
+    linear.weight.data = heavy(64, 96)
+    integers, scales, zeros = grouped(linear.weight.data, 32)
+    ours = search._packed(linear, linear.weight.data)
+    linear.weight.data = rounded(linear.weight.data, 32)
+    theirs = WQLinear_GEMM.from_linear(
+        linear, 4, 32, scales=scales.squeeze(-1).T.contiguous(), zeros=zeros.squeeze(-1).T.contiguous()
+    )
+    assert integers.unique().numel() == 16
+    for part in ("qweight", "qzeros", "scales", "bias"):
+        assert torch.equal(getattr(ours, part), getattr(theirs, part)), part
+
+
+def test_rounding_is_that_of_autoawq(search):
+    plain = object.__new__(AwqQuantizer)
+    plain.w_bit, plain.group_size, plain.zero_point = 4, 32, True
+    weight = heavy(64, 96)
+    wanted = plain.pseudo_quantize_tensor(weight.clone())[0]
+    # theirs keeps the scale in float32, ours has the half that is written: a few weights fall to the other side
+    close = (rounded(weight, 32) - wanted).abs() <= 0.01 * wanted.abs().max()
+    assert close.float().mean() > 0.99
+
+
+def test_clipping_is_never_worse_on_its_data(search):
+    weight, x = heavy(64, 96), torch.randn(4, 128, 96, generator=torch.Generator().manual_seed(2))
+    search.apply_clip = True
+
+    def error(w):
+        return ((x @ (rounded(w, 32) - weight).T) ** 2).mean()
+
+    assert error(search._clipped(weight, x)) < error(weight)
+
+
+def test_the_error_of_each_block_is_as_low_as_autoawqs(tiny):
+    """On the same inputs; a twentieth is left, since the search looks at one module at a time."""
+    draw = torch.Generator().manual_seed(7)
+    data = torch.randint(0, 256, (16, 128), generator=draw).tolist()
+    errors = {}
+    for engine in (CopyingQuantizer, quantizer_on("cpu")):
+        model = load(tiny, "float32", "cpu")
+        model.quantize(
+            None, quant_config=SETTINGS, calib_data=data, max_calib_seq_len=128, apply_clip=False, quantizer_cls=engine
+        )
+        errors[engine.__name__] = block_errors(tiny, model, torch.tensor(data), 32, "cpu")
+    for ours, theirs in zip(errors["DeviceQuantizer"], errors["CopyingQuantizer"], strict=True):
+        assert 0 < ours <= 1.05 * theirs, errors
