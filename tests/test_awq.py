@@ -4,9 +4,9 @@ import pytest
 import torch
 from awq.modules.linear import WQLinear_GEMM
 from awq.quantize.quantizer import AwqQuantizer
-from benchmarks.quantize import CopyingQuantizer, block_errors, load
+from benchmarks.quantize import block_errors, load
 
-from labkit.passes.awq_search import DeviceQuantizer, grouped, quantizer_on, rounded
+from labkit.passes.awq_search import CopyingQuantizer, DeviceQuantizer, grouped, quantizer_on, rounded
 
 SETTINGS = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
 
@@ -58,6 +58,19 @@ def test_clipping_is_never_worse_on_its_data(search):
         return ((x @ (rounded(w, 32) - weight).T) ** 2).mean()
 
     assert error(search._clipped(weight, x)) < error(weight)
+
+
+def test_clipped_groups_come_back_as_the_same_integers(search):
+    """Rounding is repeated by the ONNX model builder, on the values that were rounded here."""
+    draw = torch.Generator().manual_seed(2)
+    weight, x = torch.randn(64, 96, generator=draw), torch.randn(4, 128, 96, generator=draw)
+    for column, sign in ((3, 1), (5, -1)):  # large on both sides, and of little effect: both are cut
+        weight[:, column::32] = sign * (4 + torch.rand(64, 3, generator=draw))
+        x[..., column::32] *= 0.02
+    clipped = search._clipped(weight, x)
+    assert (clipped.abs().amax() < weight.abs().amax()) and not torch.equal(clipped, weight)
+    once = rounded(clipped, 32)
+    assert ((once - rounded(once, 32)).abs() <= 0.01 * once.abs().max()).float().mean() > 0.999
 
 
 def test_the_error_of_each_block_is_as_low_as_autoawqs(tiny):

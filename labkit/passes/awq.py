@@ -3,6 +3,7 @@
 The only module that runs AutoAWQ, which is archived upstream: another engine would be put in here.
 """
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from labkit.quantize import BITS
 def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
     """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
 
-    *calibration* is token ids, one list a record. The model waits in the host's memory; one block after the other goes to
-    *device*. Raises LabError where there is too little calibration text. Source: Lin et al. 2023,
-    https://arxiv.org/abs/2306.00978
+    *calibration* is token ids, one list a record. On a GPU the search of labkit/passes/awq_search.py runs, with clipping;
+    the model waits in the host's memory, and one block after the other goes to the *device*. Raises LabError where there
+    is too little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
     """
     import torch
     from awq import AutoAWQForCausalLM
     from transformers import AutoTokenizer
 
-    from labkit.passes.awq_search import quantizer_on
+    from labkit.passes.awq_search import CopyingQuantizer, quantizer_on
 
     length = 128
     if sum(map(len, calibration)) < length:
@@ -35,14 +36,18 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     model = AutoAWQForCausalLM.from_pretrained(
         str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
     )
+    # AutoAWQ collects garbage some 600 times a run; without the objects that live on anyway, each is cheap
+    gc.freeze()
     model.quantize(
         tokenizer,
         quant_config={"w_bit": BITS, "q_group_size": group_size, "zero_point": True, "version": "GEMM"},
         calib_data=[ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)],
         max_calib_samples=len(calibration) * 64,
         max_calib_seq_len=length,
-        quantizer_cls=quantizer_on(device),
+        apply_clip=device != "cpu",
+        quantizer_cls=CopyingQuantizer if device == "cpu" else quantizer_on(device),
     )
+    gc.unfreeze()
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)
 

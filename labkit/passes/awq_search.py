@@ -13,6 +13,9 @@ from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, 
 GRID = 20
 SCREEN, FINALISTS = 4, 4  # every fourth record chooses the four grid points that all records decide between
 TOKENS = 16384  # at most so many go through a module at once: it bounds the memory of a search
+# Cut evenly on both sides, a group would have its zero point half way between two integers, use 15 of the 16 values, and
+# not come back as the same integers from the ONNX model builder.
+BELOW = 1 - 2**-8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight 4-bit numbers in a 32-bit word
 
 
@@ -31,6 +34,22 @@ def rounded(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     return integers.sub_(zeros).mul_(scales).flatten(-2)
 
 
+class CopyingQuantizer(AwqQuantizer):
+    """AutoAWQ's search as it is, made correct on the CPU.
+
+    There, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale weights that the
+    one before had scaled.
+    """
+
+    def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
+        original = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
+        try:
+            return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
+        finally:
+            del module2inspect.state_dict
+
+
 def quantizer_on(device: str) -> type[AwqQuantizer]:
     """DeviceQuantizer on a torch *device*, for AutoAWQ's parameter quantizer_cls, which takes a class."""
     return type("DeviceQuantizer", (DeviceQuantizer,), {"device": device})
@@ -43,6 +62,15 @@ class DeviceQuantizer(AwqQuantizer):
 
     @torch.no_grad()
     def quantize(self):
+        before = torch.get_float32_matmul_precision()
+        if self.device != "cpu":  # sums over thousands of tokens are compared: ten bits of each factor are enough
+            torch.set_float32_matmul_precision("high")
+        try:
+            self._quantize()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def _quantize(self) -> None:
         kwargs = self._block_kwargs()
         self.inps = self.inps.to(self.device)
         for block in self.modules:
@@ -112,13 +140,16 @@ class DeviceQuantizer(AwqQuantizer):
             scales = scales / (scales.amax(1, keepdim=True) * scales.amin(1, keepdim=True)).sqrt()
             return torch.where(scales.isfinite(), scales, 1.0)
 
+        alone = module2inspect is None or module2inspect is layers[0]
+
         def judge(x):
-            if module2inspect is None or module2inspect is layers[0]:
+            if alone:
                 return self._linear_judge(weights[0], x.flatten(0, -2))
             return self._module_judge(weights, layers, module2inspect, x, kwargs or {})
 
         ratios = torch.arange(GRID, device=self.device) / GRID
-        if len(inp) >= 2 * SCREEN:  # a part of the records tells the few that are worth all of them
+        # a part of the records tells the few that are worth all of them; where X'X serves all, each is cheap
+        if len(inp) >= 2 * SCREEN and not (alone and self._many(flat)):
             ratios = ratios[judge(inp[::SCREEN])(scales_of(ratios)).topk(FINALISTS, largest=False).indices]
         judged = judge(inp)
         losses = judged(scales_of(ratios))
@@ -126,16 +157,19 @@ class DeviceQuantizer(AwqQuantizer):
         ratios, losses = torch.cat([ratios, between]), torch.cat([losses, judged(scales_of(between))])
         return scales_of(ratios[losses.argmin()].unsqueeze(0))[0]
 
+    @staticmethod
+    def _many(flat) -> bool:
+        return len(flat) >= flat.shape[1]
+
     def _linear_judge(self, weight, flat):
         # |X d'|^2 = d X'X d' for the change d of the weights: with many tokens, X'X serves all grid points
-        few = len(flat) < weight.shape[1]
-        gram = None if few else sum(x.float().T @ x.float() for x in flat.split(TOKENS))
+        gram = sum(x.float().T @ x.float() for x in flat.split(TOKENS)) if self._many(flat) else None
 
         def judge(scales):
             losses = []
             for s in scales:
                 change = rounded(weight * s, self.group_size) / s - weight
-                if few:
+                if gram is None:
                     losses.append((flat @ change.to(flat.dtype).T).float().pow(2).sum())
                 else:
                     losses.append((change @ gram).mul_(change).sum())
@@ -184,10 +218,11 @@ class DeviceQuantizer(AwqQuantizer):
         best, least = limit.clone(), torch.full_like(limit, torch.inf)
         for step in range(10):
             cut = limit * (1 - step / GRID)
-            change = (rounded(groups.clamp(-cut, cut).flatten(-2), self.group_size).view_as(groups) - groups).transpose(0, 1)
+            clipped = groups.clamp(-cut, cut * BELOW)
+            change = (rounded(clipped.flatten(-2), self.group_size).view_as(groups) - groups).transpose(0, 1)
             loss = (change @ gram).mul_(change).sum(-1).T.unsqueeze(-1)
             best, least = torch.where(loss < least, cut, best), torch.minimum(loss, least)
-        return groups.clamp(-best, best).flatten(-2)
+        return groups.clamp(-best, best * BELOW).flatten(-2)
 
     def _packed(self, linear, weight) -> WQLinear_GEMM:
         """AutoAWQ's layer with the integers of *weight*, eight in a word, inputs first."""
