@@ -52,6 +52,7 @@ def check_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
+        _ = manifest["name"], manifest["content_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}

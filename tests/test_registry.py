@@ -94,6 +94,13 @@ def test_a_harmed_package_is_noticed_before_it_is_sent(package, tmp_path, harm):
     assert not calls
 
 
+@pytest.mark.parametrize("text", ["[]", '{"files": {}}', '{"files": {"model.onnx": 1}}', "half a fi"])
+def test_a_manifest_of_another_form_is_one_error(package, text):
+    (package / "manifest.json").write_text(text)
+    with pytest.raises(LabError, match="no readable manifest.json"):
+        check_manifest(package)
+
+
 # ---- the local registry
 
 
