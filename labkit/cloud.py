@@ -213,7 +213,7 @@ def blobs(container, prefix: str) -> dict:
     return {b.name[len(prefix) :]: b for b in listed if not (b.metadata or {}).get("hdi_isfolder")}
 
 
-def download(container, prefix: str, out: Path, *, tell=print) -> None:
+def download(container, prefix: str, out: Path) -> None:
     """Writes all files below *prefix* to the folder *out*, in ranges of 32 MiB; goes on where an earlier call was cut off.
 
     A file under way is FILE.ETAG.part: another content has another etag, so that two never mix. Raises LabError for a
@@ -243,7 +243,7 @@ def download(container, prefix: str, out: Path, *, tell=print) -> None:
         _fill(part, container, prefix + path, blob)
         part.rename(target)
         if blob.size > RANGE:
-            tell(f"{path}: {blob.size / 1e6:,.0f} MB, {time.monotonic() - started:.0f} s")
+            print(f"{path}: {blob.size / 1e6:,.0f} MB, {time.monotonic() - started:.0f} s")
 
 
 def _fill(part: Path, container, name: str, blob) -> None:

@@ -28,6 +28,30 @@ def write_manifest(folder: Path, name: str) -> dict:
     "content_sha256" is one over them all and the name. Raises LabError for a folder that is empty, that holds an ignore
     file or Olive's notes, or a link that leads nowhere.
     """
+    paths = _to_upload(folder)
+    manifest = {"name": name, "files": {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}}
+    manifest["content_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return manifest
+
+
+def check_manifest(folder: Path) -> dict:
+    """The manifest of *folder*; LabError naming the first file that is missing, surplus, altered or must not be there."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
+        _ = manifest["name"], manifest["content_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
+    found = _to_upload(folder)
+    for path in sorted(files.keys() | found.keys()):
+        if path not in found or path not in files or sha256(found[path]) != files[path]:
+            raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
+    return manifest
+
+
+def _to_upload(folder: Path) -> dict[str, Path]:
+    """Relative path -> path, of all files but the manifest; LabError where one must not be uploaded, or there is none."""
     paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() or p.is_symlink()}
     paths.pop(MANIFEST, None)
     names = {path.name for path in paths.values()}
@@ -41,26 +65,7 @@ def write_manifest(folder: Path, name: str) -> dict:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
     if lost := [path for path, p in paths.items() if not p.is_file()]:
         raise LabError(f"{folder}: {lost[0]} is a link to nothing. Delete it, or put the file there.")
-    manifest = {"name": name, "files": {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}}
-    manifest["content_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return manifest
-
-
-def check_manifest(folder: Path) -> dict:
-    """The manifest of *folder*; LabError naming the first file that is missing, surplus or altered."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
-        _ = manifest["name"], manifest["content_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    found.pop(MANIFEST)
-    for path in sorted(files.keys() | found.keys()):
-        if path not in found or path not in files or sha256(found[path]) != files[path]:
-            raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
-    return manifest
+    return paths
 
 
 def open_registry(lab: Lab) -> "Registry":
@@ -97,17 +102,13 @@ class Registry:
         manifest = check_manifest(folder)
         if manifest["name"] != name:
             raise LabError(f"{folder} was packaged as '{manifest['name']}', not as '{name}'. Package it again under this name.")
-        write_manifest(folder, name)  # refuses what must not be uploaded
         with self._errors(f"registering {name}"):
             existing = self.contents(name)
             same = [number for number, content in existing.items() if content == manifest["content_sha256"]]
             if version is None and same:
                 version = same[-1]
             elif version in existing and version not in same:
-                raise LabError(
-                    f"version {version} of {name} exists with other content; nothing was sent. Leave the version out, and the "
-                    "next free one is taken."
-                )
+                raise _taken(name, version)
             known = version in same
             if not known:
                 version = self._send(folder, name, create, version, existing)
@@ -198,6 +199,8 @@ class LocalRegistry(Registry):
 
         home = self.folder / asset.name
         package, partial = home / asset.version, home / f".{asset.version}.partial"
+        if asset.version in self.contents(asset.name):  # create_or_update may be called without register around it
+            raise _taken(asset.name, asset.version)
         for leftover in (partial, package):  # of a call that was interrupted: a version has a model.yml
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(asset.path, partial / "model")
@@ -281,7 +284,8 @@ class WorkspaceRegistry(Registry):
         with self._errors("listing the costs"):
             rows = []
             for compute in self.client.compute.list():
-                state = str(getattr(getattr(compute, "state", None), "value", None) or getattr(compute, "state", None) or "")
+                state = getattr(compute, "state", None)
+                state = getattr(state, "value", state) or ""
                 if nodes := getattr(compute, "min_instances", None) or 0:
                     rows.append(f"cluster {compute.name}: keeps {nodes} nodes also at rest")
                 elif state and state.lower() not in ("stopped", "stopping", "deleting"):
@@ -360,6 +364,13 @@ class WorkspaceRegistry(Registry):
         scope = f"/subscriptions/{subscription}/resourcegroups/{group}/workspaces/{workspace}"
         url = f"https://ml.azure.com/model/{name}:{version}/details?wsid={scope}&tid={self.tenant}"
         return {"id": self.client.models.get(name, version).id, "url": url}
+
+
+def _taken(name: str, version: str) -> LabError:
+    return LabError(
+        f"version {version} of {name} exists with other content; nothing was sent. Leave the version out, and the next free one "
+        "is taken."
+    )
 
 
 def _number(version: str) -> int:

@@ -37,15 +37,10 @@ LABS = {
 
 MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
 MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
-MAKER |= {
-    "onnx": "04",
-    "tone.onnx_adapter": "04",
-    "merged": "04",
-    "onnx-merged": "04",
-    "onnx-head4": "04",
-    "answers.json": "05",
-    "package": "06",
-}
+MAKER |= {"onnx": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04"}
+MAKER |= {"answers.json": "05", "package": "06"}
+
+NO_STEPS = {"registry": "06", "downloaded": "06"}  # what a lab writes without a step: no stamp says whether it is current
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
 

@@ -210,6 +210,15 @@ def test_reset_from(executed, course):
     assert [status.state(course, number) for number in LABS] == ["complete", "not run", "not run"]
 
 
+def test_reset_deletes_the_local_registry_with_lab_06(executed, course, monkeypatch):
+    rerun(executed)
+    monkeypatch.setattr(workspace, "LABS", LABS | {"06": ("upload", ("answers",))})
+    for name in ("registry", "downloaded"):
+        (course / name / "1").mkdir(parents=True)
+    assert main(["reset", "--from", "06"]) == 0
+    assert not (course / "registry").exists() and not (course / "downloaded").exists() and (course / "base").exists()
+
+
 def test_reset_keeps_the_choice_unless_all(executed, course):
     rerun(executed)
     choice = course.parent / "choice.json"

@@ -126,6 +126,25 @@ def test_rehearsal_registers_recognises_and_refuses(package, tmp_path):
         registry.stop("ci")
 
 
+def test_the_bare_call_of_the_cell_overwrites_no_version(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    before = registry.contents(NAME)
+    change(package)
+    with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content"):
+        creator(registry, package)("1")
+    assert registry.contents(NAME) == before and check_manifest(registry.download(NAME, "1", tmp_path / "back"))
+
+
+@pytest.mark.parametrize("file", [".gitignore", "model_config.json"])
+def test_what_came_into_the_package_later_is_refused_too(package, tmp_path, file):
+    (package / file).write_text("*.onnx")
+    registry, calls = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), []
+    with pytest.raises(LabError, match="leave files out silently|Olive's notes"):
+        registry.register(package, NAME, creator(registry, package, calls))
+    assert not calls
+
+
 def test_rehearsal_gives_back_the_same_bytes_and_notices_other_ones(package, tmp_path):
     registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
     registry.register(package, NAME, creator(registry, package))

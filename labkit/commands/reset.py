@@ -38,7 +38,7 @@ def _all(folder: Path) -> list[Path]:
 def _results(folder: Path, first: str) -> list[Path]:
     """What lab *first* and the labs after it have made: products, stamps, executed notebooks, logs."""
     names = [stamp["name"] for stamp in workspace.stamps(folder) if stamp["lab"] >= first]
-    names += [product for product, maker in workspace.MAKER.items() if maker >= first]
+    names += [product for product, maker in (workspace.MAKER | workspace.NO_STEPS).items() if maker >= first]
     paths = [folder / name for name in names] + [folder / ".steps" / f"{name}.json" for name in names]
     for number in workspace.LABS:
         if number >= first:
