@@ -101,10 +101,6 @@ class DeviceQuantizer(AwqQuantizer):
     def _batches(self, x: torch.Tensor):
         return x.split(max(1, TOKENS // x.shape[1]))
 
-    def _call(self, module, x: torch.Tensor, kwargs: dict) -> torch.Tensor:
-        out = module(x, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
     def _inputs(self, block, linears: dict, kwargs: dict) -> dict[str, torch.Tensor]:
         """Linear's name -> what goes into it, [records, tokens, channels]; what leaves the block goes into the next one."""
         seen: dict[str, list] = {name: [] for name in linears}
@@ -113,7 +109,7 @@ class DeviceQuantizer(AwqQuantizer):
             for name, linear in linears.items()
         ]
         known = self._sanitize_kwargs(kwargs, block)
-        self.inps = torch.cat([self._call(block, x, known) for x in self._batches(self.inps)])
+        self.inps = torch.cat([self._module_forward(x, block, known) for x in self._batches(self.inps)])
         for hook in hooks:
             hook.remove()
         joined: dict[tuple, torch.Tensor] = {}  # q, k and v have the same input: once in memory
@@ -180,7 +176,7 @@ class DeviceQuantizer(AwqQuantizer):
     def _module_judge(self, weights, layers, module, inp, kwargs):
         known = self._sanitize_kwargs(kwargs, module)
         batches = self._batches(inp)
-        wanted = [self._call(module, x, known) for x in batches]
+        wanted = [self._module_forward(x, module, known) for x in batches]
         kept = [layer.weight.data for layer in layers]
 
         def judge(scales):
@@ -189,7 +185,7 @@ class DeviceQuantizer(AwqQuantizer):
                 for layer, weight in zip(layers, weights, strict=True):
                     layer.weight.data = (rounded(weight * s, self.group_size) / s).to(kept[0].dtype)
                 pairs = zip(batches, wanted, strict=True)
-                losses.append(sum((self._call(module, x, known) - y).float().pow(2).sum() for x, y in pairs))
+                losses.append(sum((self._module_forward(x, module, known) - y).float().pow(2).sum() for x, y in pairs))
             for layer, weight in zip(layers, kept, strict=True):
                 layer.weight.data = weight
             return torch.stack(losses)
