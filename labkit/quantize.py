@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from labkit.errors import LabError
 
 BITS = 4
@@ -21,9 +23,10 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     settings = json.loads((awq_dir / "config.json").read_text())["quantization_config"]
     packed = {k: v for file in sorted(awq_dir.glob("*.safetensors")) for k, v in load_file(file).items()}
     dense = {k: v.half() for k, v in packed.items() if not k.endswith((".qweight", ".qzeros", ".scales"))}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in [k.removesuffix(".qweight") for k in packed if k.endswith(".qweight")]:
-        parts = (packed[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
-        dense[f"{name}.weight"] = dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous()
+        parts = (packed[f"{name}.{part}"].to(device) for part in ("qweight", "qzeros", "scales"))
+        dense[f"{name}.weight"] = dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous().cpu()
     config = AutoConfig.from_pretrained(awq_dir)
     del config.quantization_config
     with torch.device("meta"):
@@ -43,7 +46,6 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
 
     {"layers", "worst_relative_error" (Frobenius, of one layer), "same_groups" (share whose integers are all the same)}.
     """
-    import numpy as np
     import onnx
     from onnx import numpy_helper
     from safetensors import safe_open
@@ -64,7 +66,7 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
         q = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, size)
         scale = scales.reshape(rows, -1, 1)
         zero = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(rows, -1)[:, : scale.shape[1], None]
-        wanted = _dense_weight(dense, node.name, rows).reshape(rows, -1, size)
+        wanted = _dense_weight(dense, node.name).reshape(rows, -1, size)
         got = (q.astype(np.float32) - zero) * scale
         errors.append(float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted)))
         same_integers = np.rint(wanted / scale) + zero
@@ -75,14 +77,11 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     return {"layers": len(errors), "worst_relative_error": max(errors), "same_groups": same / groups}
 
 
-def _dense_weight(dense: dict, node: str, rows: int):
-    """The checkpoint's weight behind a graph node such as /model/layers.3/attn/q_proj/MatMul_Q4; fused ones are cut."""
+def _dense_weight(dense: dict, node: str):
+    """The checkpoint's weight behind a graph node such as /model/layers.3/attn/qkv_proj/MatMulNBits; fused or in parts."""
     _, _, layer, block, projection, *_ = node.split("/")
     prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
     if (name := f"{prefix}.{projection}.weight") in dense:
         return dense[name]
-    fused = dense[f"{prefix}.{'qkv_proj' if block == 'attn' else 'gate_up_proj'}.weight"]
-    if block == "mlp":
-        return fused[:rows] if projection == "gate_proj" else fused[-rows:]
-    keys = {"q_proj": 0, "k_proj": len(fused) - 2 * rows, "v_proj": len(fused) - rows}
-    return fused[keys[projection] :][:rows]
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}[projection]
+    return np.concatenate([dense[f"{prefix}.{part}.weight"] for part in parts])

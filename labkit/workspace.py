@@ -37,7 +37,7 @@ LABS = {
 
 MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
 MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
-MAKER |= {"onnx": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04"}
+MAKER |= {"onnx": "04", "onnx-cpu": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04"}
 MAKER |= {"answers.json": "05", "package": "06"}
 
 NO_STEPS = {"registry": "06", "downloaded": "06"}  # what a lab writes without a step: no stamp says whether it is current
@@ -134,12 +134,15 @@ class Lab:
         """Figures that *take* returns, {section: {name: number}}, kept for the summary and reused like a step's product."""
         return self._run(name, take, take, needs)["values"]
 
-    def workflow(self, name: str, **input_model: Path) -> dict:
-        """notebooks/workflows/NAME.json with the paths of *input_model*, this profile's device and the cache filled in."""
+    def workflow(self, name: str, *, provider: str = "", **input_model: Path) -> dict:
+        """notebooks/workflows/NAME.json with the paths of *input_model*, the execution provider and the cache filled in.
+
+        The *provider* is the profile's, where none is named.
+        """
         workflow = json.loads((ROOT / "notebooks" / "workflows" / f"{name}.json").read_text())
         workflow["input_model"] |= {key: str(path) for key, path in input_model.items()}
-        device = "gpu" if self.profile.device == "cuda" else "cpu"
-        accelerator = {"device": device, "execution_providers": [self.profile.provider]}
+        provider = provider or self.profile.provider
+        accelerator = {"device": "gpu" if provider.startswith("CUDA") else "cpu", "execution_providers": [provider]}
         workflow["systems"] = {"local_system": {"type": "LocalSystem", "accelerators": [accelerator]}}
         return workflow | {"target": "local_system", "cache_dir": str(self.folder / ".olive-cache")}
 
@@ -208,7 +211,7 @@ class Lab:
             return stamp
         log = self.logs / f"{self.number}-{name}.log"
         note = threading.Timer(2, print, [f"{name}: running; what it prints goes to {log}"], {"file": sys.stdout, "flush": True})
-        with folder_lock(self.folder), chatter_to(log), _Peak() as peak:
+        with folder_lock(self.folder), chatter_to(log), _Peak(gpu=self.profile.device == "cuda") as peak:
             started = time.perf_counter()
             note.start()
             try:
@@ -241,6 +244,7 @@ class Lab:
             "seconds": round(seconds, 3),
             "peak_rss_mb": round(peak.mb, 1),
             "added_rss_mb": round(peak.mb - peak.before, 1),
+            "peak_gpu_mb": round(peak.gpu_mb, 1),
             "files": _listing(self.folder / name),
             "values": values,
         }
@@ -318,6 +322,11 @@ def start(number: str, **explicit: str | int | bool | None) -> Lab:
             "profile gpu needs an NVIDIA GPU, and torch finds none. Check 'nvidia-smi', install the GPU environment "
             "(README, 'On a GPU'), or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' in lab 01."
         )
+    if lab.profile.device == "cuda" and (free := torch.cuda.mem_get_info()[0] / 1e9) < lab.profile.gpu_gb:
+        raise LabError(
+            f"{free:.1f} GB of the GPU's memory are free, and {lab.profile.gpu_gb:g} GB are needed. Shut down the kernels of "
+            "the other labs (in JupyterLab: Kernel, Shut Down All Kernels), and see with 'nvidia-smi' who else uses the GPU."
+        )
     print(f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}")
     print(f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}")
     print(", ".join(f"{package} {found}" for package, found in versions().items()))
@@ -391,10 +400,12 @@ def write_summary(folder: Path) -> dict:
     labs = {number: round(sum(s["seconds"] for s in done if s["lab"] == number), 3) for number in LABS}
     labs |= json.loads(wall.read_text()) if wall.exists() else {}
     peaks = {stamp["name"]: stamp["peak_rss_mb"] for stamp in done}
+    gpu = {stamp["name"]: stamp["peak_gpu_mb"] for stamp in done if stamp.get("peak_gpu_mb")}
     summary = {
         "seconds": {"labs": labs, "steps": steps},
         "peak_rss_mb": max(peaks.values(), default=0.0),
         "peak_rss_mb_by_step": peaks,
+        "peak_gpu_mb_by_step": gpu,
         "versions": versions(),
         "machine": machine(),
         "profile": asdict(profile) | {"lora_targets": list(profile.lora_targets)},
@@ -412,7 +423,17 @@ def write_summary(folder: Path) -> dict:
 
 
 class _Peak:
-    """Resident memory of this process in MB: before the block, and its peak within."""
+    """Memory in MB: resident in this process before the block and its peak within; the peak in use on the GPU, by anyone."""
+
+    def __init__(self, *, gpu: bool):
+        self.gpu, self.gpu_mb, self.over = gpu, 0.0, threading.Event()
+
+    def _watch(self):
+        from torch import cuda
+
+        while not self.over.wait(0.02):
+            free, total = cuda.mem_get_info()
+            self.gpu_mb = max(self.gpu_mb, (total - free) / 1e6)
 
     def __enter__(self):
         import psutil
@@ -420,9 +441,12 @@ class _Peak:
         self.before = psutil.Process().memory_info().rss / 1e6
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's high-water mark anew
+        if self.gpu:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        self.over.set()
         marks = [int(line.split()[1]) for line in _read("/proc/self/status").splitlines() if line.startswith("VmHWM:")]
         self.mb = marks[0] * 1024 / 1e6 if marks else self.before
 

@@ -19,15 +19,15 @@ from labkit.quantize import BITS
 def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
     """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
 
-    *calibration* is token ids, one list a record. On a GPU the search of labkit/passes/awq_search.py runs, with clipping;
-    the model waits in the host's memory, and one block after the other goes to the *device*. Raises LabError where there
-    is too little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
+    *calibration* is token ids, one list a record. The search is that of labkit/passes/awq_search.py, clipping included; the
+    model waits in the host's memory, and one block after the other goes to the *device*. Raises LabError where there is too
+    little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
     """
     import torch
     from awq import AutoAWQForCausalLM
     from transformers import AutoTokenizer
 
-    from labkit.passes.awq_search import CopyingQuantizer, quantizer_on
+    from labkit.passes.awq_search import quantizer_on
 
     length = 128
     if sum(map(len, calibration)) < length:
@@ -44,8 +44,7 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
         calib_data=[ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)],
         max_calib_samples=len(calibration) * 64,
         max_calib_seq_len=length,
-        apply_clip=device != "cpu",
-        quantizer_cls=CopyingQuantizer if device == "cpu" else quantizer_on(device),
+        quantizer_cls=quantizer_on(device),
     )
     gc.unfreeze()
     model.save_quantized(str(out))

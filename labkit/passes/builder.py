@@ -1,15 +1,28 @@
-"""Olive's pass around the ONNX model builder, put right for a model with a LoRA adapter."""
+"""Olive's pass around the ONNX model builder, put right for 4-bit weights with a LoRA adapter."""
 
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import torch
 from olive.model import HfModelHandler
 from olive.passes.onnx.model_builder import ModelBuilder
+from onnxruntime_genai.models.builder import Model
+
+from labkit.passes.awq_search import grouped
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder with two things put right for a model with a LoRA adapter.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with four things put right.
+
+    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in 32 bits
+    first (14 GB for Phi-3.5-mini) and rounds them at the end, one by one in numpy.
+
+    q, k and v are one matrix product, and gate and up are one, each with one adapter of the summed rank: the builder does the
+    first only without an adapter, and a token costs as many small products as there are nodes.
 
     The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
+
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
     """
@@ -19,13 +32,100 @@ class LoraModelBuilder(ModelBuilder):
         pass
 
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str):
-        if model.adapter_path:
-            layers = model.get_hf_model_config().num_hidden_layers
-            linears = [f"attn/{p}_proj" for p in "qkvo"] + [f"mlp/{p}_proj" for p in ("gate", "up", "down")]
-            config.int4_nodes_to_exclude = [
-                f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
-                for layer in range(layers)
-                for linear in linears
-                for side in "AB"
-            ]
-        return super()._run_for_config(model, config, output_model_path)
+        config.int4_nodes_to_exclude = [
+            f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
+            for layer in range(model.get_hf_model_config().num_hidden_layers if model.adapter_path else 0)
+            for linear in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
+            for side in "AB"
+        ]
+        # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
+        no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
+        with mock.patch.multiple(Model, **HOOKS), no_start:
+            return super()._run_for_config(model, config, output_model_path)
+
+
+def joined(*linears) -> SimpleNamespace:
+    """One linear layer with the outputs of *linears*, which have the same input, after one another; and their adapters as one.
+
+    Where the adapters have different A [rank, in], these are stacked, and B [out, rank] has blocks along its diagonal.
+    """
+    one = SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]), bias=None)
+    if not any(hasattr(linear, "base_layer") for linear in linears):
+        return one
+    downs, ups = [], []
+    for linear in linears:
+        if hasattr(linear, "base_layer"):
+            downs.append(linear.lora_A.default.weight)
+            ups.append(linear.lora_B.default.weight.detach() * linear.scaling["default"])
+        else:
+            downs.append(one.weight.new_zeros(0, one.weight.shape[1], dtype=torch.float32))
+            ups.append(one.weight.new_zeros(len(linear.weight), 0, dtype=torch.float32))
+    fused = all(down is downs[0] for down in downs)  # as in a layer that was one in the checkpoint, before the builder cut it
+    one.base_layer = SimpleNamespace(weight=one.weight)
+    one.lora_A = _default(downs[0] if fused else torch.cat(downs))
+    one.lora_B = _default(torch.cat(ups) if fused else torch.block_diag(*ups))
+    one.scaling = {"default": 1.0}
+    return one
+
+
+def _default(weight: torch.Tensor) -> SimpleNamespace:
+    return SimpleNamespace(default=SimpleNamespace(weight=weight))
+
+
+def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
+    """*weight* [out, in] as ONNX Runtime's MatMulNBits has it: two integers in a byte, the first in the lower half."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    integers, scales, zeros = (part.squeeze(-1) for part in grouped(weight.detach().to(device), group_size))
+
+    def bytes_of(numbers):
+        numbers = torch.nn.functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8)
+        return (numbers[..., ::2] | numbers[..., 1::2] << 4).cpu()
+
+    return SimpleNamespace(
+        qweight=bytes_of(integers),
+        scales=scales.cpu(),
+        qzeros=bytes_of(zeros),
+        g_idx=None,
+        bits=4,
+        group_size=group_size,
+        in_features=weight.shape[1],
+        out_features=weight.shape[0],
+    )
+
+
+def _make_attention_init(self, make=Model.make_attention_init):
+    make(self)
+    self.attention_attrs["use_packed_matmul"] = self.attention_attrs["op_type"] == "GroupQueryAttention"
+
+
+def _make_packed_matmul_float_class(self, q, k, v):
+    return joined(q, k, v)
+
+
+def _make_matmul_int4(self, matmul, basename, root_input, make=Model.make_matmul_int4, **kwargs):
+    if "/layers." in basename and "/lora_" not in basename:
+        matmul = _packed(matmul.weight, self.int4_block_size)
+    return make(self, matmul, basename, root_input, **kwargs)
+
+
+def _make_mlp_proj(self, layer_id, mlp, root_input, make=Model.make_mlp_proj):
+    if any(linear.bias is not None for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+        return make(self, layer_id, mlp, root_input)
+    base, shape = f"/model/layers.{layer_id}/mlp", ["batch_size", "sequence_length", self.intermediate_size]
+    both = self.make_matmul(joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj/MatMul", root_input)
+    halves = [f"{base}/gate_up_proj/Split/output_{i}" for i in range(2)]
+    sizes = f"/model/constants/INT64/[{self.intermediate_size}, {self.intermediate_size}]"
+    dtypes = [self.io_dtype] * 2
+    self.make_split(f"{base}/gate_up_proj/Split", [f"{both}/output_0", sizes], halves, dtypes, [shape] * 2)
+    active = self.make_activation(layer_id, root_input=halves[0])
+    self.make_mul(f"{base}/Mul", [f"{active}/output_0", halves[1]], dtype=self.io_dtype, shape=shape)
+    down = self.make_matmul(mlp.down_proj, f"{base}/down_proj/MatMul", f"{base}/Mul/output_0")
+    self.layernorm_attrs["skip_input"] = f"{down}/output_0"
+
+
+HOOKS = {
+    "make_attention_init": _make_attention_init,
+    "make_packed_matmul_float_class": _make_packed_matmul_float_class,
+    "make_matmul_int4": _make_matmul_int4,
+    "make_mlp_proj": _make_mlp_proj,
+}

@@ -1,7 +1,7 @@
 # Exercise 4.1
 group_size = lab.profile.group_size
 bits = 4.0 + (32 + 4) / group_size
-packed = sum(kinds[kind] for kind in (f"Q4G{group_size}", "scale", "zp"))
-weights = 2 * kinds[f"Q4G{group_size}"]  # two to a byte
+packed = sum(kinds[kind] for kind in ("qweight", "scales", "qzeros"))
+weights = 2 * kinds["qweight"]  # two to a byte
 print(f"computed {bits:.3f} bits; in the file {8 * packed / weights:.3f}")
 lab.exercise("4.1", agrees_with_the_file=abs(bits - 8 * packed / weights) < 0.05)
