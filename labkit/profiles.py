@@ -30,6 +30,7 @@ class Profile:
     learning_rate: float
     steps: int  # optimizer steps of the fine-tuning
     batch_size: int  # records a step
+    micro_batch: int  # of these, as many are in memory at once
     sequence_length: int  # longest training record; longer ones are cut
     calibration_samples: int
     max_length: int  # prompt and answer together; the KV cache of inference is allocated for it
@@ -87,6 +88,7 @@ PROFILES = {
         learning_rate=2e-3,
         steps=70,
         batch_size=4,
+        micro_batch=4,
         sequence_length=160,
         calibration_samples=8,
         max_length=512,
@@ -109,11 +111,12 @@ PROFILES = {
         learning_rate=2e-4,
         steps=100,
         batch_size=4,
+        micro_batch=2,  # four of 512 tokens take 23 GB, all that an A10 has
         sequence_length=512,
         calibration_samples=128,
         max_length=2048,
         ram_gb=24,
-        disk_gb=40,
+        disk_gb=50,
         gpu_gb=22,
     ),
 }
