@@ -4,9 +4,9 @@ import pytest
 import torch
 from awq.modules.linear import WQLinear_GEMM
 from awq.quantize.quantizer import AwqQuantizer
-from benchmarks.quantize import block_errors, load
+from benchmarks.quantize import CopyingQuantizer, block_errors, load
 
-from labkit.passes.awq_search import CopyingQuantizer, DeviceQuantizer, grouped, quantizer_on, rounded
+from labkit.passes.awq_search import DeviceQuantizer, grouped, quantizer_on, rounded
 
 SETTINGS = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
 

@@ -34,22 +34,6 @@ def rounded(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     return integers.sub_(zeros).mul_(scales).flatten(-2)
 
 
-class CopyingQuantizer(AwqQuantizer):
-    """AutoAWQ's search as it is, made correct on the CPU.
-
-    There, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale weights that the
-    one before had scaled.
-    """
-
-    def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
-        original = module2inspect.state_dict
-        module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
-        try:
-            return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
-        finally:
-            del module2inspect.state_dict
-
-
 def quantizer_on(device: str) -> type[AwqQuantizer]:
     """DeviceQuantizer on a torch *device*, for AutoAWQ's parameter quantizer_cls, which takes a class."""
     return type("DeviceQuantizer", (DeviceQuantizer,), {"device": device})

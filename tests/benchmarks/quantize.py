@@ -18,11 +18,29 @@ from pathlib import Path
 
 import torch
 from awq import AutoAWQForCausalLM
+from awq.quantize.quantizer import AwqQuantizer
 from awq.utils.packing_utils import dequantize_gemm
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from labkit.passes.awq_search import CopyingQuantizer, quantizer_on
+from labkit.passes.awq_search import quantizer_on
+
+
+class CopyingQuantizer(AwqQuantizer):
+    """AutoAWQ's search as it is, made correct on the CPU.
+
+    There, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale weights that the
+    one before had scaled.
+    """
+
+    def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
+        original = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
+        try:
+            return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
+        finally:
+            del module2inspect.state_dict
+
 
 ENGINES = {"autoawq": lambda device: CopyingQuantizer, "labkit": quantizer_on}
 
