@@ -324,8 +324,8 @@ def start(number: str, **explicit: str | int | bool | None) -> Lab:
         )
     if lab.profile.device == "cuda" and (free := torch.cuda.mem_get_info()[0] / 1e9) < lab.profile.gpu_gb:
         raise LabError(
-            f"{free:.1f} GB of the GPU's memory are free, and {lab.profile.gpu_gb:g} GB are needed. Shut down the kernels of "
-            "the other labs (in JupyterLab: Kernel, Shut Down All Kernels), and see with 'nvidia-smi' who else uses the GPU."
+            f"{free:.1f} GB of the GPU's memory are free, and {lab.profile.gpu_gb:g} GB are needed. Restart this kernel and "
+            "shut down those of the other labs (in JupyterLab: Kernel, Shut Down All Kernels); 'nvidia-smi' names who uses it."
         )
     print(f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}")
     print(f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}")

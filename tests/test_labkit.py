@@ -425,7 +425,7 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 24 * 10**9))
-    with pytest.raises(LabError, match=r"5\.0 GB of the GPU's memory are free.*Shut Down All"):
+    with pytest.raises(LabError, match=r"5\.0 GB of the GPU's memory are free.*Restart this kernel.*Shut Down All"):
         workspace.start("01", profile="gpu")
 
 
