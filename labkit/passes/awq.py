@@ -47,6 +47,7 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
         quantizer_cls=quantizer_on(device),
     )
     gc.unfreeze()
+    model.model.half()  # the embedding and the norms, which are not quantized
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)
 
