@@ -595,6 +595,8 @@ def test_the_route_of_an_untied_model_with_fused_layers(tiny_phi3, tmp_path, run
     onnx_dir = Lab("04", CPU).step(
         "onnx", lambda out: olive.run(workflow | {"output_dir": str(out)}, package_config=labkit.olive_passes())
     )
+    genai = json.loads((onnx_dir / "genai_config.json").read_text())
+    assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores
     adapter = ort.AdapterFormat.read_adapter(str(onnx_dir / "adapter_weights.onnx_adapter")).get_parameters()
     assert len(adapter) == 2 * 4 * 2  # layers, linears (q, k, v and gate, up joined), A and B
     tokenizer = AutoTokenizer.from_pretrained(tiny_phi3)

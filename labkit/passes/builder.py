@@ -1,5 +1,7 @@
 """Olive's pass around the ONNX model builder, put right for 4-bit weights with a LoRA adapter."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -41,7 +43,12 @@ class LoraModelBuilder(ModelBuilder):
         # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
         with mock.patch.multiple(Model, **HOOKS), no_start:
-            return super()._run_for_config(model, config, output_model_path)
+            made = super()._run_for_config(model, config, output_model_path)
+        settings = Path(output_model_path) / "genai_config.json"
+        genai = json.loads(settings.read_text())
+        genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0  # all cores; unset, GenAI takes half of them
+        settings.write_text(json.dumps(genai, indent=4))
+        return made
 
 
 def joined(*linears) -> SimpleNamespace:
