@@ -3,7 +3,6 @@
 The only module that runs AutoAWQ, which is archived upstream: another engine would be put in here.
 """
 
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     model = AutoAWQForCausalLM.from_pretrained(
         str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
     )
-    # AutoAWQ collects garbage some 600 times a run; without the objects that live on anyway, each is cheap
-    gc.freeze()
     model.quantize(
         tokenizer,
         quant_config={"w_bit": BITS, "q_group_size": group_size, "zero_point": True, "version": "GEMM"},
@@ -46,7 +43,6 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
         max_calib_seq_len=length,
         quantizer_cls=quantizer_on(device),
     )
-    gc.unfreeze()
     model.model.half()  # the embedding and the norms, which are not quantized
     model.save_quantized(str(out))
     tokenizer.save_pretrained(out)

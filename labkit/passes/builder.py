@@ -1,7 +1,5 @@
 """Olive's pass around the ONNX model builder, put right for 4-bit weights with a LoRA adapter."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -12,6 +10,7 @@ from olive.passes.onnx.model_builder import ModelBuilder
 from onnxruntime_genai.models.builder import Model
 
 from labkit.passes.awq_search import grouped
+from labkit.quantize import BITS
 
 
 class LoraModelBuilder(ModelBuilder):
@@ -43,12 +42,7 @@ class LoraModelBuilder(ModelBuilder):
         # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
         with mock.patch.multiple(Model, **HOOKS), no_start:
-            made = super()._run_for_config(model, config, output_model_path)
-        settings = Path(output_model_path) / "genai_config.json"
-        genai = json.loads(settings.read_text())
-        genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0  # all cores; unset, GenAI takes half of them
-        settings.write_text(json.dumps(genai, indent=4))
-        return made
+            return super()._run_for_config(model, config, output_model_path)
 
 
 def joined(*linears) -> SimpleNamespace:
@@ -93,7 +87,7 @@ def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
         scales=scales.cpu(),
         qzeros=bytes_of(zeros),
         g_idx=None,
-        bits=4,
+        bits=BITS,
         group_size=group_size,
         in_features=weight.shape[1],
         out_features=weight.shape[0],
@@ -130,7 +124,12 @@ def _make_mlp_proj(self, layer_id, mlp, root_input, make=Model.make_mlp_proj):
     self.layernorm_attrs["skip_input"] = f"{down}/output_0"
 
 
+def _update_genai_config(self, genai_config):
+    genai_config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0  # all cores; unset, GenAI takes half of them
+
+
 HOOKS = {
+    "update_genai_config": _update_genai_config,
     "make_attention_init": _make_attention_init,
     "make_packed_matmul_float_class": _make_packed_matmul_float_class,
     "make_matmul_int4": _make_matmul_int4,

@@ -35,6 +35,7 @@ SHORT = (
     "1.0 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 1.79 1.82 1.85 1.88 1.91 1.94 "
     "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
 )
+UNLOCKED = "import labkit.machine; labkit.machine._packages = lambda profile: ('packages', True, 'not checked', '')"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
@@ -131,7 +132,7 @@ def labs(work: Path, options) -> None:
             for cell in book.cells:
                 if "checkpoint" in cell.metadata.get("tags", []):
                     cell.metadata.tags.append("raises-exception")
-            book.cells.insert(0, nbformat.v4.new_code_cell("import labkit; labkit.require = print"))
+            book.cells.insert(0, nbformat.v4.new_code_cell(UNLOCKED))
             started = time.perf_counter()
             try:
                 NotebookClient(book, kernel_name="python3", timeout=590, resources={"metadata": {"path": path.parent}}).execute()
@@ -176,11 +177,10 @@ def table(work: Path, options) -> None:
 def route(work: Path, options) -> None:
     """AWQ, its weights unpacked, a random adapter in place of lab 03's, and lab 04's workflow; prints seconds of each."""
     import torch
-    from olive import run
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from labkit import load_records, olive_passes, unpack_awq
+    from labkit import load_records, unpack_awq
     from labkit.data import chat_ids
     from labkit.passes.awq import awq_quantize
     from labkit.profiles import PROFILES
@@ -222,7 +222,7 @@ def route(work: Path, options) -> None:
         surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
         surgery["remove_duplicate_initializers"] = False
         config["passes"] = {"capture": capture, "embedding": surgery, "extract": config["passes"]["extract"]}
-        run(config | {"output_dir": str(folder)}, package_config=olive_passes())
+        olive_run(config | {"output_dir": str(folder)})
 
     timed("onnx", lambda: optimize(out / "onnx", profile.provider))
     if profile.device == "cuda":
@@ -300,9 +300,6 @@ def check(work: Path, options) -> None:
 def build_float(dense: Path, adapter: Path | None, out: Path, provider: str) -> None:
     """The same graph without quantization (float16 on a GPU), its adapter's weights as constants."""
     import torch
-    from olive import run
-
-    from labkit.passes import olive_passes
 
     capture = {"type": "LoraModelBuilder", "precision": "fp16" if provider.startswith("CUDA") else "fp32"}
     capture["extra_options"] = {"hf_remote": False}
@@ -312,8 +309,17 @@ def build_float(dense: Path, adapter: Path | None, out: Path, provider: str) -> 
         "systems": {"local_system": {"type": "LocalSystem", "accelerators": [accelerator]}}, "target": "local_system",
         "passes": {"capture": capture}, "output_dir": str(out), "cache_dir": str(out) + "-cache", "clean_cache": True,
     }  # fmt: skip
+    olive_run(config)
+
+
+def olive_run(config: dict) -> None:
+    """Runs a workflow; Olive itself raises nothing where a pass fails."""
+    from olive import run
+
+    from labkit import olive_passes
+
     if not run(config, package_config=olive_passes()).has_output_model():
-        raise SystemExit("Olive produced no model")
+        raise SystemExit(f"Olive produced no model in {config['output_dir']}: its log is above.")
 
 
 def decode(work: Path, options) -> None:
