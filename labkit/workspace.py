@@ -40,6 +40,7 @@ MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "l
 MAKER |= {"onnx": "04", "onnx-cpu": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04"}
 MAKER |= {"answers.json": "05", "package": "06"}
 
+GPU_ONLY = {"onnx-cpu"}  # made only where onnx itself is not for the CPU
 NO_STEPS = {"registry": "06", "downloaded": "06"}  # what a lab writes without a step: no stamp says whether it is current
 
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths

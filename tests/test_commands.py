@@ -15,7 +15,7 @@ from labkit.errors import LabError
 from labkit.profiles import ROOT, resolve_profile
 
 LABS = {"01": ("setup", ()), "02": ("quantize", ("base",)), "03": ("infer", ("awq",))}
-MAKER = {"base": "01", "awq": "02"}
+MAKER = {"base": "01", "awq": "02", "awq-gpu": "02"}
 PRODUCTS = {"01": "base", "02": "awq", "03": "answers"}
 NEEDS = {"01": (), "02": ("base",), "03": ("awq",)}
 
@@ -28,6 +28,7 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(workspace, "LABS", LABS)
     monkeypatch.setattr(workspace, "MAKER", MAKER)
+    monkeypatch.setattr(workspace, "GPU_ONLY", {"awq-gpu"})
     monkeypatch.setattr(workspace, "notebook_path", lambda number: tmp_path / f"{number}_{LABS[number][0]}.ipynb")
     monkeypatch.setattr(setup, "enter", lambda *_, **__: None)
     for number in LABS:

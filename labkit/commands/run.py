@@ -77,6 +77,8 @@ def complete(folder: Path, number: str) -> bool:
         return False
     names = {stamp["name"] for stamp in workspace.stamps(folder) if stamp["lab"] == number}
     names |= {product for product, maker in workspace.MAKER.items() if maker == number}
+    if resolve_profile().device != "cuda":
+        names -= workspace.GPU_ONLY
     return all(workspace.is_current(folder, name) for name in names)
 
 
