@@ -1,6 +1,6 @@
 # Exercise 4.1
-group_size = lab.profile.group_size
-bits = 4.0 + (32 + 4) / group_size
+group_size, scale_bits = lab.profile.group_size, 16 if lab.profile.device == "cuda" else 32
+bits = 4.0 + (scale_bits + 4) / group_size
 packed = sum(kinds[kind] for kind in ("qweight", "scales", "qzeros"))
 weights = 2 * kinds["qweight"]  # two to a byte
 print(f"computed {bits:.3f} bits; in the file {8 * packed / weights:.3f}")
