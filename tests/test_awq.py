@@ -6,6 +6,7 @@ from awq.modules.linear import WQLinear_GEMM
 from awq.quantize.quantizer import AwqQuantizer
 from benchmarks.quantize import CopyingQuantizer, block_errors, load
 
+from labkit.errors import LabError
 from labkit.passes.awq_search import DeviceQuantizer, grouped, quantizer_on, rounded
 
 SETTINGS = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
@@ -48,6 +49,39 @@ def test_rounding_is_that_of_autoawq(search):
     # theirs keeps the scale in float32, ours has the half that is written: a few weights fall to the other side
     close = (rounded(weight, 32) - wanted).abs() <= 0.01 * wanted.abs().max()
     assert close.float().mean() > 0.99
+
+
+class Overflowing(torch.nn.Sequential):
+    """One linear layer whose output is not a number in the calls *bad*; call 0 is that with the weights as they are."""
+
+    calls, bad = -1, ()
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (torch.nan if self.calls in self.bad else 1.0)
+
+
+@pytest.fixture
+def best(search):
+    """bad calls -> the scales that the search chooses, for one layer that is judged by the output of a module around it."""
+    search.duo_scaling, search.device, search.n_parallel_calib_samples = True, "cpu", None
+
+    def scales(bad):
+        linear = torch.nn.Linear(96, 64, bias=False)
+        linear.weight.data, x = heavy(64, 96), torch.randn(1, 64, 96, generator=torch.Generator().manual_seed(2))
+        module = Overflowing(linear)
+        module.bad = bad
+        return search._best_scales(None, [linear], x, module2inspect=module)
+
+    with torch.no_grad():
+        yield scales
+
+
+def test_an_overflow_is_no_best_scale(best):
+    wanted = best(())
+    assert torch.equal(best((1,)), wanted)  # strength 0 is not the best here
+    with pytest.raises(LabError, match="overflow"):
+        best(range(100))
 
 
 def test_clipping_is_never_worse_on_its_data(search):

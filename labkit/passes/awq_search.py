@@ -10,6 +10,8 @@ from awq.quantize.quantizer import AwqQuantizer
 from awq.quantize.scale import scale_fc_fc, scale_fc_fcs, scale_ln_fcs
 from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, set_op_by_name
 
+from labkit.errors import LabError
+
 GRID = 20
 SCREEN, FINALISTS = 4, 4  # every fourth record chooses the four grid points that all records decide between
 TOKENS = 16384  # at most so many go through a module at once: it bounds the memory of a search
@@ -32,6 +34,11 @@ def rounded(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """The values that *weight* [out, in] has after rounding to 4 bits, in float32."""
     integers, scales, zeros = grouped(weight, group_size)
     return integers.sub_(zeros).mul_(scales).flatten(-2)
+
+
+def _finite(losses: list[torch.Tensor]) -> torch.Tensor:
+    """The losses as one tensor; argmin takes NaN for the least, and an overflow must not win."""
+    return torch.stack(losses).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def quantizer_on(device: str) -> type[AwqQuantizer]:
@@ -133,6 +140,11 @@ class DeviceQuantizer(AwqQuantizer):
             ratios = ratios[judge(inp[::SCREEN])(scales_of(ratios)).topk(FINALISTS, largest=False).indices]
         judged = judge(inp)
         losses = judged(scales_of(ratios))
+        if not losses.isfinite().any():
+            raise LabError(
+                "AWQ finds no scale with a finite error: the model's weights or activations overflow the type of the search. "
+                "Set quantize_dtype to bfloat16 in labkit/profiles.py."
+            )
         between = (ratios[losses.argmin()] + torch.tensor([-0.5, 0.5], device=self.device) / GRID).clamp(0, 1)
         ratios, losses = torch.cat([ratios, between]), torch.cat([losses, judged(scales_of(between))])
         return scales_of(ratios[losses.argmin()].unsqueeze(0))[0]
@@ -153,7 +165,7 @@ class DeviceQuantizer(AwqQuantizer):
                     losses.append((flat @ change.to(flat.dtype).T).float().pow(2).sum())
                 else:
                     losses.append((change @ gram).mul_(change).sum())
-            return torch.stack(losses)
+            return _finite(losses)
 
         return judge
 
@@ -172,7 +184,7 @@ class DeviceQuantizer(AwqQuantizer):
                 losses.append(sum((self._module_forward(x, module, known) - y).float().pow(2).sum() for x, y in pairs))
             for layer, weight in zip(layers, kept, strict=True):
                 layer.weight.data = weight
-            return torch.stack(losses)
+            return _finite(losses)
 
         return judge
 
@@ -180,8 +192,8 @@ class DeviceQuantizer(AwqQuantizer):
         prev_op, layers = group["prev_op"], group["layers"]
         for layer in layers:  # from here on in float32: the block is not called any more
             layer.weight.data = layer.weight.data.float()
+        prev_op.weight.data = prev_op.weight.data.float()
         if isinstance(prev_op, torch.nn.Linear):
-            prev_op.weight.data = prev_op.weight.data.float()
             (scale_fc_fc if len(layers) == 1 else scale_fc_fcs)(prev_op, *(layers if len(layers) == 1 else [layers]), scales)
         else:
             scale_ln_fcs(prev_op, layers, scales)

@@ -14,10 +14,10 @@ from labkit.quantize import BITS
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with four things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with five things put right.
 
-    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in 32 bits
-    first (14 GB for Phi-3.5-mini) and rounds them at the end, one by one in numpy.
+    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in float
+    first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the end, one by one in numpy.
 
     q, k and v are one matrix product, and gate and up are one, each with one adapter of the summed rank: the builder does the
     first only without an adapter, and a token costs as many small products as there are nodes.
@@ -26,6 +26,8 @@ class LoraModelBuilder(ModelBuilder):
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
+
+    The exported model asks for all cores: where its configuration names no number, GenAI takes half of them.
     """
 
     @staticmethod
@@ -33,12 +35,13 @@ class LoraModelBuilder(ModelBuilder):
         pass
 
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str):
-        config.int4_nodes_to_exclude = [
-            f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
-            for layer in range(model.get_hf_model_config().num_hidden_layers if model.adapter_path else 0)
-            for linear in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
-            for side in "AB"
-        ]
+        if model.adapter_path:
+            config.int4_nodes_to_exclude = [
+                f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
+                for layer in range(model.get_hf_model_config().num_hidden_layers)
+                for linear in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
+                for side in "AB"
+            ]
         # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
         with mock.patch.multiple(Model, **HOOKS), no_start:
@@ -50,7 +53,8 @@ def joined(*linears) -> SimpleNamespace:
 
     Where the adapters have different A [rank, in], these are stacked, and B [out, rank] has blocks along its diagonal.
     """
-    one = SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]), bias=None)
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+    one = SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]), bias=bias)
     if not any(hasattr(linear, "base_layer") for linear in linears):
         return one
     downs, ups = [], []
@@ -109,23 +113,29 @@ def _make_matmul_int4(self, matmul, basename, root_input, make=Model.make_matmul
     return make(self, matmul, basename, root_input, **kwargs)
 
 
-def _make_mlp_proj(self, layer_id, mlp, root_input, make=Model.make_mlp_proj):
-    if any(linear.bias is not None for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
-        return make(self, layer_id, mlp, root_input)
+def _make_linear(self, linear, name, root_input) -> str:
+    """Nodes of *linear*, its bias included; returns the output's name."""
+    output = f"{self.make_matmul(linear, f'{name}/MatMul', root_input)}/output_0"
+    if linear.bias is None:
+        return output
+    self.make_add_bias(linear.bias, f"{name}/Add", root_input=output)
+    return f"{name}/Add/output_0"
+
+
+def _make_mlp_proj(self, layer_id, mlp, root_input):
     base, shape = f"/model/layers.{layer_id}/mlp", ["batch_size", "sequence_length", self.intermediate_size]
-    both = self.make_matmul(joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj/MatMul", root_input)
+    both = _make_linear(self, joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj", root_input)
     halves = [f"{base}/gate_up_proj/Split/output_{i}" for i in range(2)]
     sizes = f"/model/constants/INT64/[{self.intermediate_size}, {self.intermediate_size}]"
     dtypes = [self.io_dtype] * 2
-    self.make_split(f"{base}/gate_up_proj/Split", [f"{both}/output_0", sizes], halves, dtypes, [shape] * 2)
+    self.make_split(f"{base}/gate_up_proj/Split", [both, sizes], halves, dtypes, [shape] * 2)
     active = self.make_activation(layer_id, root_input=halves[0])
     self.make_mul(f"{base}/Mul", [f"{active}/output_0", halves[1]], dtype=self.io_dtype, shape=shape)
-    down = self.make_matmul(mlp.down_proj, f"{base}/down_proj/MatMul", f"{base}/Mul/output_0")
-    self.layernorm_attrs["skip_input"] = f"{down}/output_0"
+    self.layernorm_attrs["skip_input"] = _make_linear(self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0")
 
 
 def _update_genai_config(self, genai_config):
-    genai_config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0  # all cores; unset, GenAI takes half of them
+    genai_config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0
 
 
 HOOKS = {
