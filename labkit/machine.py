@@ -112,9 +112,10 @@ def _gpu(profile: Profile) -> tuple:
     name, driver, mebibytes = gpu
     if not needed:
         return "GPU", True, f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'", ""
-    memory = float(mebibytes) * 2**20 / 1e9
-    found = f"{name}, driver {driver}, {memory:.1f} GB, {profile.gpu_gb:g} GB needed"
-    if memory < profile.gpu_gb:
+    memory = float(mebibytes) * 2**20 / 1e9 if mebibytes.isdecimal() else None  # "[N/A]" where it is the processor's
+    size = f"{memory:.1f} GB" if memory else "memory unknown"
+    found = f"{name}, driver {driver}, {size}, {profile.gpu_gb:g} GB needed"
+    if memory and memory < profile.gpu_gb:
         return "GPU", False, found, f"Use a GPU with more memory (an A10 has enough), or {cpu}"
     recent = int(driver.split(".")[0]) >= MINIMUM_DRIVER
     return "GPU", recent, found, f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12)."

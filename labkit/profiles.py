@@ -62,7 +62,7 @@ class Profile:
 
 
 def _cpu_dtype() -> str:
-    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere it is many times slower than float32."""
+    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere float32 is many times faster."""
     cpu = Path("/proc/cpuinfo")
     words = set(cpu.read_text().split()) if cpu.exists() else set()
     return "bfloat16" if words & {"avx512bw", "bf16"} else "float32"

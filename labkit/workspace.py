@@ -432,7 +432,7 @@ class _Peak:
     def _watch(self):
         from torch import cuda
 
-        while not self.over.wait(0.02):
+        while not self.over.wait(0.1):
             free, total = cuda.mem_get_info()
             self.gpu_mb = max(self.gpu_mb, (total - free) / 1e6)
 

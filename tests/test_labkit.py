@@ -42,7 +42,7 @@ def test_public_names_are_few_and_all_there():
 
 
 def test_labkit_is_thin():
-    """Lines of code, that is without blank ones, comments and docstrings: unparsing drops the first two."""
+    """Lines of code, that is without blank ones, comments and docstrings; the passes, which Olive loads, not included."""
     count = 0
     for path in (ROOT / "labkit").glob("*.py"):
         for node in ast.walk(tree := ast.parse(path.read_text())):
@@ -410,12 +410,15 @@ def test_preflight_of_the_gpu_profile_asks_for_a_gpu(runs, monkeypatch):
     assert "driver of version" in advice(["NVIDIA A10", "470.57.02", "23028"])[0]
     assert "more memory" in advice(["Tesla T4", "535.57.02", "15360"])[0]
     assert not advice(["NVIDIA A10", "535.57.02", "23028"])
+    assert not advice(["NVIDIA GB10", "580.95.05", "[N/A]"])
 
 
 def test_training_in_bfloat16_only_where_the_processor_has_it(monkeypatch):
     from labkit import profiles
 
-    for flags, dtype in (("flags : sse2 avx2 fma", "float32"), ("flags : avx2 avx512f avx512bw", "bfloat16"), ("", "float32")):
+    x86, arm = "flags : sse2 avx2 fma", "Features : fp asimd"
+    rows = ((x86, "float32"), (f"{x86} avx512bw", "bfloat16"), (arm, "float32"), (f"{arm} bf16", "bfloat16"), ("", "float32"))
+    for flags, dtype in rows:
         monkeypatch.setattr(profiles.Path, "read_text", lambda _, flags=flags: flags)
         assert profiles._cpu_dtype() == dtype
 

@@ -154,13 +154,15 @@ def hold(leave_gb: float) -> subprocess.Popen:
         "print(torch.cuda.mem_get_info()[0] / 1e9, 'GB left', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(leave_gb)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    print(process.stdout.readline().decode().strip(), flush=True)
+    if not (left := process.stdout.readline().decode().strip()):
+        raise SystemExit(f"the GPU has no {leave_gb:g} GB to leave free")
+    print(left, flush=True)
     return process
 
 
 def table(work: Path, options) -> None:
     """Prints seconds, host memory and GPU memory of every step, and sizes."""
-    summary = json.loads(next((work / "runs").glob("*/summary.json")).read_text())
+    summary = json.loads((work / "runs" / options.profile / "summary.json").read_text())
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
     for name, seconds in steps.items():
@@ -169,7 +171,7 @@ def table(work: Path, options) -> None:
     route = [name for name in ("awq", "awq-dense", "lora", "onnx") if name in steps]
     print("route:", " + ".join(f"{name} {steps[name]:.1f}" for name in route), f"= {sum(steps[n] for n in route):.1f} s")
     print("sizes_mb:", summary.get("sizes_mb"), "eval_loss:", summary.get("eval_loss"))
-    for folder in sorted((work / "runs").glob("*/onnx*")):
+    for folder in sorted((work / "runs" / options.profile).glob("onnx*")):
         size = sum(p.stat().st_size for p in folder.iterdir() if p.suffix != ".onnx_adapter") / 1e6
         print(f"{folder.name}: {size:,.0f} MB without adapter")
 
@@ -188,8 +190,9 @@ def route(work: Path, options) -> None:
 
     os.environ["LAB_RUNS"] = str(work / "runs")
     profile, out = PROFILES[options.profile], work / "runs" / options.profile
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text("{}")
+    if out.exists():
+        raise SystemExit(f"{out} holds a run already: delete it, or make another WORK.")
+    out.mkdir(parents=True)
     (out / "base").symlink_to(work / "model")
 
     def timed(name, action):
@@ -245,7 +248,7 @@ def check(work: Path, options) -> None:
 
     from labkit.evaluate import _onnx_logits
 
-    run = next((work / "runs").glob("*/summary.json")).parent
+    run = work / "runs" / options.profile
     dense, adapter, device = run / "awq-dense", run / "lora" / "adapter", "cuda" if torch.cuda.is_available() else "cpu"
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     draw = torch.Generator().manual_seed(7)
@@ -328,7 +331,7 @@ def decode(work: Path, options) -> None:
 
     import onnxruntime_genai as og  # isort: skip
 
-    run = next((work / "runs").glob("*/summary.json")).parent
+    run = work / "runs" / options.profile
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
     print(f"genai {og.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}", flush=True)
