@@ -111,12 +111,13 @@ def test_the_error_of_each_block_is_as_low_as_autoawqs(tiny):
     """On the same inputs; a twentieth is left, since the search looks at one module at a time."""
     draw = torch.Generator().manual_seed(7)
     data = torch.randint(0, 256, (16, 128), generator=draw).tolist()
-    errors = {}
-    for engine in (CopyingQuantizer, quantizer_on("cpu")):
+
+    def errors(engine, apply_clip):
         model = load(tiny, "float32", "cpu")
-        model.quantize(
-            None, quant_config=SETTINGS, calib_data=data, max_calib_seq_len=128, apply_clip=False, quantizer_cls=engine
-        )
-        errors[engine.__name__] = block_errors(tiny, model, torch.tensor(data), 32, "cpu")
-    for ours, theirs in zip(errors["DeviceQuantizer"], errors["CopyingQuantizer"], strict=True):
-        assert 0 < ours <= 1.05 * theirs, errors
+        settings = {"calib_data": data, "max_calib_seq_len": 128, "apply_clip": apply_clip, "quantizer_cls": engine}
+        model.quantize(None, quant_config=SETTINGS, **settings)
+        return block_errors(tiny, model, torch.tensor(data), 32, "cpu")
+
+    theirs, ours, clipped = errors(CopyingQuantizer, False), errors(quantizer_on("cpu"), False), errors(quantizer_on("cpu"), True)
+    for block in zip(theirs, ours, clipped, strict=True):
+        assert 0 < block[2] < block[1] <= 1.05 * block[0], block

@@ -511,6 +511,7 @@ def test_a_wrong_registry_address():
 def test_awq_is_correct_on_the_cpu_and_better_than_rounding(tiny, tmp_path):
     """The output of the quantized model is nearer to the original than that of plain rounding (AutoAWQ's own search is not)."""
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     from labkit.passes.awq import awq_quantize
@@ -519,6 +520,8 @@ def test_awq_is_correct_on_the_cpu_and_better_than_rounding(tiny, tmp_path):
     torch.manual_seed(1)
     calibration = torch.randint(0, 256, (8, 128)).tolist()
     awq_quantize(tiny, tmp_path / "awq", calibration=calibration, group_size=32, dtype="float32", device="cpu")
+    packed = load_file(next((tmp_path / "awq").glob("*.safetensors")))
+    assert {tensor.dtype for tensor in packed.values()} == {torch.int32, torch.float16}  # whatever the search computed in
     unpack_awq(tmp_path / "awq", tmp_path / "dense")
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     awq = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
