@@ -36,7 +36,7 @@ class Profile:
     max_length: int  # prompt and answer together; the KV cache of inference is allocated for it
     ram_gb: float
     disk_gb: float
-    gpu_gb: float = 0  # what the step that needs most of the GPU's memory takes
+    gpu_gb: float = 0  # free memory of the GPU that every lab asks for
     tone_steps: int = 50  # optimizer steps of the second, small adapter
     data: str = str(ROOT / "data" / "travel.jsonl")
     tone_data: str = str(ROOT / "data" / "tone.jsonl")
@@ -111,7 +111,7 @@ PROFILES = {
         learning_rate=2e-4,
         steps=100,
         batch_size=4,
-        micro_batch=2,  # four of 512 tokens take 23 GB, all that an A10 has
+        micro_batch=2,  # four of 512 tokens took 23 GB, as much as an A10 leaves
         sequence_length=512,
         calibration_samples=128,
         max_length=2048,
