@@ -73,6 +73,14 @@ def test_exercises_have_a_hint_and_one_line_to_change(cells):
         assert source(cells[i]).count("# TODO: ") == 1 and "lab.exercise(" in source(cells[i])
 
 
+def test_olive_gets_a_copy(cells):
+    """It rewrites the workflow that it is given; a step that reads it would not be kept when its cell is run again."""
+    for cell in cells:
+        for given in re.findall(r"olive\.run\((\w+)", source(cell)):
+            made = rf"\b{given}(, \w+)? = (deepcopy|lab\.workflow)\("
+            assert given == "deepcopy" or re.search(made, source(cell)), source(cell)
+
+
 def test_the_taught_calls_are_in_the_cells():
     taught = {"02": "olive.run(", "03": "olive.run(", "04": "olive.run(", "05": "og.Generator(", "06": "models.create_or_update("}
     for number, call in taught.items():
