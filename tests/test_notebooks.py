@@ -85,3 +85,23 @@ def test_the_taught_calls_are_in_the_cells():
     taught = {"02": "olive.run(", "03": "olive.run(", "04": "olive.run(", "05": "og.Generator(", "06": "models.create_or_update("}
     for number, call in taught.items():
         assert call in "".join(code(json.loads(notebook_path(number).read_text())["cells"]))
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Phi3"])
+def test_lab_02_looks_at_the_layer_behind_the_normalisation(architecture):
+    """Phi-3 lists its output projection first, whose activations no normalisation scales."""
+    import torch
+    import transformers
+
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    lines = "\n".join(code(json.loads(notebook_path("02").read_text())["cells"])).splitlines()
+    scope = {"block": model.model.layers[0], "torch": torch}
+    exec(next(line for line in lines if line.startswith("name, layer = ")), scope)
+    seen = {}
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *given: seen.update(norm=given[2]))
+    scope["layer"].register_forward_hook(lambda *given: seen.update(layer=given[1][0]))
+    model(torch.tensor([[1, 2, 3]]))
+    assert torch.equal(seen["norm"], seen["layer"])
