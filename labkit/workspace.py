@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import inspect
 import json
@@ -94,12 +95,12 @@ class Lab:
         """Path of *product*, a file or folder that *build* writes.
 
         *build* gets a temporary sibling, which is moved into place when *build* has returned: whole, or its entries named
-        in *keep*, or the one folder *keep* itself. The result is reused while its inputs (the products in *needs*, the
+        in *keep*, or the one entry *keep* itself. The result is reused while its inputs (the products in *needs*, the
         profile, the data, labkit, the source of *build* and the plain values it reads) are the same.
         Raises LabError where an Olive run yields no model, nothing was written, or the disk is full.
         """
         target = self.folder / product
-        partial = self.folder / f".partial-{product}"  # no suffix: Olive would take it for a file
+        partial = self.folder / f".partial-{product.replace('.', '-')}"  # no suffix: Olive would take it for a file
 
         def write() -> dict:
             # from here on the old product is that of other inputs: a kernel that dies must not leave it as finished
@@ -443,6 +444,10 @@ class _Peak:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's high-water mark anew
         if self.gpu:
+            from torch import cuda
+
+            gc.collect()  # what torch keeps of earlier cells is neither this block's, nor can ONNX Runtime have it
+            cuda.empty_cache()
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
