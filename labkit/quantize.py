@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from labkit.errors import LabError
 
 BITS = 4
@@ -47,31 +45,30 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     {"layers", "worst_relative_error" (Frobenius, of one layer), "same_groups" (share whose integers are all the same)}.
     """
     import onnx
+    import torch
     from onnx import numpy_helper
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     graph = onnx.load(onnx_dir / "model.onnx").graph
     weights = {initializer.name: initializer for initializer in graph.initializer}
-    dense = {}
-    for file in Path(dense_dir).glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            dense |= {name: tensors.get_tensor(name).float().numpy() for name in tensors.keys() if "layers." in name}  # noqa: SIM118
+    dense = {name: value for file in sorted(Path(dense_dir).glob("*.safetensors")) for name, value in load_file(file).items()}
     errors, same, groups = [], 0, 0
     for node in graph.node:
         if node.op_type != "MatMulNBits" or "/layers." not in node.name:
             continue
         attributes = {a.name: a.i for a in node.attribute}
         size, rows = attributes["block_size"], attributes["N"]
-        packed, scales, zeros = (numpy_helper.to_array(weights[name]) for name in node.input[1:4])
-        q = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, size)
-        scale = scales.reshape(rows, -1, 1)
-        zero = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(rows, -1)[:, : scale.shape[1], None]
-        wanted = _dense_weight(dense, node.name).reshape(rows, -1, size)
-        got = (q.astype(np.float32) - zero) * scale
-        errors.append(float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted)))
-        same_integers = np.rint(wanted / scale) + zero
-        same += int((same_integers == q).all(axis=-1).sum())
-        groups += scale.size
+        packed, scales, zeros = (
+            torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(device) for name in node.input[1:4]
+        )
+        q = torch.stack([packed & 15, packed >> 4], -1).reshape(rows, -1, size)
+        scale = scales.float().reshape(rows, -1, 1)
+        zero = torch.stack([zeros & 15, zeros >> 4], -1).reshape(rows, -1)[:, : scale.shape[1], None].float()
+        wanted = _dense_weight(dense, node.name).to(device).float().reshape(rows, -1, size)
+        errors.append((((q - zero) * scale - wanted).norm() / wanted.norm()).item())
+        same += int((torch.round(wanted / scale) + zero == q).all(-1).sum())
+        groups += scale.numel()
     if not errors:
         raise LabError(f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. Run lab 04 again.")
     return {"layers": len(errors), "worst_relative_error": max(errors), "same_groups": same / groups}
@@ -79,9 +76,11 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
 
 def _dense_weight(dense: dict, node: str):
     """The checkpoint's weight behind a graph node such as /model/layers.3/attn/qkv_proj/MatMulNBits; fused or in parts."""
+    import torch
+
     _, _, layer, block, projection, *_ = node.split("/")
     prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
     if (name := f"{prefix}.{projection}.weight") in dense:
         return dense[name]
     parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}[projection]
-    return np.concatenate([dense[f"{prefix}.{part}.weight"] for part in parts])
+    return torch.cat([dense[f"{prefix}.{part}.weight"] for part in parts])
