@@ -240,6 +240,20 @@ def test_olive_without_a_model_is_an_error(runs):
         Lab("02", CPU).step("awq", build)
 
 
+def test_a_step_may_keep_one_file_of_a_folder(runs):
+    """The folder that *build* gets has no suffix, even for a product that has one: Olive would write beside it."""
+
+    def build(out):
+        assert not out.suffix
+        out.mkdir()
+        (out / "weights").write_text("whole")
+        (out / "other").write_text("not wanted")
+
+    product = Lab("04", CPU).step("tone.onnx_adapter", build, keep="weights")
+    assert product.name == "tone.onnx_adapter" and product.read_text() == "whole"
+    assert not [path for path in product.parent.iterdir() if path.name.startswith((".partial", "other"))]
+
+
 def test_a_step_that_writes_nothing_is_an_error(runs):
     with pytest.raises(LabError, match="wrote nothing"):
         Lab("02", CPU).step("awq", lambda out: None)
@@ -430,6 +444,19 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 24 * 10**9))
     with pytest.raises(LabError, match=r"5\.0 GB of the GPU's memory are free.*Restart this kernel.*Shut Down All"):
         workspace.start("01", profile="gpu")
+
+
+def test_a_step_on_a_gpu_starts_with_torch_s_cache_empty(runs, monkeypatch):
+    """ONNX Runtime allocates on its own: what torch holds for later is lost to it."""
+    import torch
+
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 24 * 10**9))
+    Lab("05", PROFILES["gpu"]).measure("speed", lambda: {"x": {"freed": len(freed)}})
+    Lab("05", CPU).measure("speed", lambda: {"x": {"y": 1}})
+    assert len(freed) == 1
+    assert Lab("05", PROFILES["gpu"]).figures("x") == {"freed": 1}
 
 
 # ---- models
@@ -626,6 +653,42 @@ def test_the_route_of_an_untied_model(architecture, targets, joined, tiny, tmp_p
     step = np.linalg.norm(tuned - plain)
     for onnx, torch in zip(found, (plain, tuned), strict=True):  # 4 bits are coarse for random weights
         assert step > 1 and np.linalg.norm(onnx - torch) < 0.35 * step
+
+
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
+def test_longrope_takes_its_table_by_length(provider, tiny, tmp_path, runs):
+    """The graph for CUDA, which has no If that a CUDA graph could not hold, computes the same (here on the CPU)."""
+    import olive
+    import onnx
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    from labkit.evaluate import _onnx_logits
+
+    torch.manual_seed(0)
+    factors = {"long_factor": [float(8 + i) for i in range(8)], "short_factor": [1 + i / 8 for i in range(8)]}
+    config = Phi3Config(
+        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, original_max_position_embeddings=16, max_position_embeddings=64, pad_token_id=256,
+        eos_token_id=256, bos_token_id=256, initializer_range=0.2, rope_scaling={"type": "longrope", **factors},
+    )  # fmt: skip
+    Phi3ForCausalLM(config).save_pretrained(tmp_path / "phi3")
+    edit_config(tmp_path / "phi3", rope_scaling={"type": "longrope", **factors}, rope_theta=10000.0, rope_parameters=None)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "phi3")
+    workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=tmp_path / "phi3")
+    del workflow["input_model"]["adapter_path"]
+    precision = "fp16" if provider.startswith("CUDA") else "fp32"
+    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": {"hf_remote": False}}
+    out = tmp_path / "onnx"
+    olive.run(workflow | {"passes": {"capture": capture}, "output_dir": str(out)}, package_config=labkit.olive_passes())
+    kinds = {node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node}
+    assert ("If" in kinds, "Where" in kinds) == ((False, True) if precision == "fp16" else (True, False))
+    logits, model = _onnx_logits(out, "CPUExecutionProvider", None), AutoModelForCausalLM.from_pretrained(tmp_path / "phi3")
+    ids = torch.randint(0, 256, (40,)).tolist()
+    for count in (10, 16, 17, 40):
+        with torch.inference_mode():
+            wanted = model(torch.tensor([ids[:count]])).logits[0]
+        assert (logits(ids[:count]).float() - wanted).norm() < 0.01 * wanted.norm(), count
 
 
 # ---- evaluation

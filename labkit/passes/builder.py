@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import onnx_ir as ir
 import torch
 from olive.model import HfModelHandler
 from olive.passes.onnx.model_builder import ModelBuilder
@@ -14,7 +15,7 @@ from labkit.quantize import BITS
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with five things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with six things put right.
 
     A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in float
     first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the end, one by one in numpy.
@@ -23,6 +24,8 @@ class LoraModelBuilder(ModelBuilder):
     first only without an adapter, and a token costs as many small products as there are nodes.
 
     The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
+
+    On CUDA, LongRoPE's choice between its two tables is a Where: ONNX Runtime records no CUDA graph of a model with an If.
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
@@ -134,6 +137,24 @@ def _make_mlp_proj(self, layer_id, mlp, root_input):
     self.layernorm_attrs["skip_input"] = _make_linear(self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0")
 
 
+def _make_rotary_embedding_multi_cache(self, make=Model.make_rotary_embedding_multi_cache, **names):
+    if self.ep != "cuda" or self.attention_attrs["op_type"] != "GroupQueryAttention":
+        return make(self, **names)
+    tables, short = {}, self.original_context_length
+    keep = mock.patch.object(self, "make_initializer", lambda table, name: tables.update({name: table}))
+    with keep, mock.patch.object(self, "ep", "dml"):
+        make(self, **names)  # for an engine without If: the short table, and the long one below it
+    base, total = "/model/rotemb_caches_subgraph", "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0"
+    self.make_reduce_max(f"{base}/ReduceMax", [total], dtype=ir.DataType.INT64, shape=[])
+    self.make_greater(f"{base}/Greater", [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"], shape=[])
+    for name, table in tables.items():
+        self.make_initializer(table[short:].contiguous(), f"{name}_long")
+        self.make_initializer(torch.cat([table[:short], table[2 * short :]]), f"{name}_short")  # both of one length
+        choice = [f"{base}/Greater/output_0", f"{name}_long", f"{name}_short"]
+        self.make_node("Where", choice, [name], name=f"{base}/{name}/Where")
+        self.make_value(name, self.io_dtype, shape=[len(table) - short, table.shape[1]])
+
+
 def _update_genai_config(self, genai_config):
     genai_config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0
 
@@ -144,4 +165,5 @@ HOOKS = {
     "make_packed_matmul_float_class": _make_packed_matmul_float_class,
     "make_matmul_int4": _make_matmul_int4,
     "make_mlp_proj": _make_mlp_proj,
+    "make_rotary_embedding_multi_cache": _make_rotary_embedding_multi_cache,
 }
