@@ -115,15 +115,20 @@ def make(work: Path, options) -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(rows)} records of some {options.length} tokens")
 
 
+def environment(work: Path, options) -> None:
+    """What an attendee sets, for the labs on *work*."""
+    os.environ |= {
+        "LAB_PROFILE": options.profile, "LAB_MODEL": str(work / "model"), "LAB_DATA": str(work / "data.jsonl"),
+        "LAB_RUNS": str(work / "runs"), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+
+
 def labs(work: Path, options) -> None:
     """Executes the notebooks of some labs, each in a kernel of its own, and prints seconds and what a checkpoint found wrong."""
     import nbformat
     from nbclient import NotebookClient
 
-    os.environ |= {
-        "LAB_PROFILE": options.profile, "LAB_MODEL": str(work / "model"), "LAB_DATA": str(work / "data.jsonl"),
-        "LAB_RUNS": str(work / "runs"), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
+    environment(work, options)
     ballast = hold(options.gpu_gb) if options.gpu_gb else None
     try:
         for number in options.numbers:
@@ -162,7 +167,10 @@ def hold(leave_gb: float) -> subprocess.Popen:
 
 def table(work: Path, options) -> None:
     """Prints seconds, host memory and GPU memory of every step, and sizes."""
-    summary = json.loads((work / "runs" / options.profile / "summary.json").read_text())
+    from labkit.workspace import write_summary
+
+    environment(work, options)
+    summary = write_summary(work / "runs" / options.profile)
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
     for name, seconds in steps.items():
@@ -280,7 +288,8 @@ def check(work: Path, options) -> None:
     for on in (False, True):
         folder = work / f"float-{on}"
         if not options.no_float:
-            build_float(dense, adapter if on else None, folder, provider)
+            if not (folder / "model.onnx").exists():
+                build_float(dense, adapter if on else None, folder, provider)
             graphs.append(("float", folder, provider))
     for name, folder, where in graphs:
         for on in (False, True):
@@ -336,7 +345,7 @@ def decode(work: Path, options) -> None:
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
     print(f"genai {og.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}", flush=True)
 
-    def genai(folder, adapter, count, new, overlay=None):
+    def load(folder, adapter, overlay=None):
         config = og.Config(str(folder))
         if overlay:
             config.overlay(json.dumps({"model": {"decoder": {"session_options": overlay}}}))
@@ -344,16 +353,23 @@ def decode(work: Path, options) -> None:
         adapters = og.Adapters(model)
         if adapter:
             adapters.load(str(folder / "adapter_weights.onnx_adapter"), "travel")
+        return model, adapters
+
+    def started_on(model, adapters, prompt, length, adapter):
+        settings = og.GeneratorParams(model)
+        settings.set_search_options(max_length=length, min_length=length, repetition_penalty=1.0)
+        generator = og.Generator(model, settings)
+        if adapter:
+            generator.set_active_adapter(adapters, "travel")
+        generator.append_tokens(prompt)
+        return generator
+
+    def genai(folder, adapter, count, new, overlay=None):
+        model, adapters = load(folder, adapter, overlay)
 
         def once():
-            settings = og.GeneratorParams(model)
-            length = count + new
-            settings.set_search_options(max_length=length, min_length=length, repetition_penalty=1.0)
-            generator = og.Generator(model, settings)
-            if adapter:
-                generator.set_active_adapter(adapters, "travel")
             started = time.perf_counter()
-            generator.append_tokens(ids[:count])
+            generator = started_on(model, adapters, ids[:count], count + new, adapter)
             generator.generate_next_token()
             first = time.perf_counter()
             for _ in range(new - 1):
@@ -361,6 +377,16 @@ def decode(work: Path, options) -> None:
             return first - started, (new - 1) / (time.perf_counter() - first)
 
         return [once() for _ in range(options.repeats + 1)][1:]
+
+    def forced(folder, adapter, overlay=None):
+        """Logits [64, vocabulary] of single tokens after a prompt of 128, the tokens given."""
+        model, adapters = load(folder, adapter, overlay)
+        generator = started_on(model, adapters, ids[:128], 256, adapter)
+        rows = []
+        for token in ids[128:192]:
+            generator.append_tokens([token])
+            rows.append(torch.tensor(generator.get_logits()).reshape(-1))
+        return torch.stack(rows)
 
     def report(name, count, measure):
         if options.only and options.only not in name:
@@ -380,10 +406,15 @@ def decode(work: Path, options) -> None:
     print("| engine | prompt tokens | first token, ms | tokens/s |\n|---|---|---|---|")
     graph = {"provider_options": [{"cuda": {"enable_cuda_graph": "1"}}]}
     variants = [("int4 + adapter", True, None), ("int4", False, None)]
-    variants += [("int4 + adapter, CUDA graph", True, graph)] if torch.cuda.is_available() else []
+    if torch.cuda.is_available():
+        variants += [("int4 + adapter, CUDA graph", True, graph), ("int4, CUDA graph", False, graph)]
     for name, adapter, overlay in variants:
         for count in (128, 2048):
             report(name, count, partial(genai, run / "onnx", adapter, count, 128, overlay))
+    if torch.cuda.is_available() and not options.only:
+        for name, adapter in (("int4 + adapter", True), ("int4", False)):
+            plain, recorded = (forced(run / "onnx", adapter, overlay) for overlay in (None, graph))
+            print(f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}", flush=True)
     if (run / "onnx-cpu").exists():
         report("int4 + adapter, CPU", 128, lambda: genai(run / "onnx-cpu", True, 128, 32))
         report("int4, CPU", 128, lambda: genai(run / "onnx-cpu", False, 128, 32))
