@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import onnx_ir as ir
 import torch
 from olive.model import HfModelHandler
 from olive.passes.onnx.model_builder import ModelBuilder
+from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
 from labkit.passes.awq_search import grouped
@@ -145,7 +145,7 @@ def _make_rotary_embedding_multi_cache(self, make=Model.make_rotary_embedding_mu
     with keep, mock.patch.object(self, "ep", "dml"):
         make(self, **names)  # for an engine without If: the short table, and the long one below it
     base, total = "/model/rotemb_caches_subgraph", "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0"
-    self.make_reduce_max(f"{base}/ReduceMax", [total], dtype=ir.DataType.INT64, shape=[])
+    self.make_reduce_max(f"{base}/ReduceMax", [total], dtype=TensorProto.INT64, shape=[])
     self.make_greater(f"{base}/Greater", [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"], shape=[])
     for name, table in tables.items():
         self.make_initializer(table[short:].contiguous(), f"{name}_long")
