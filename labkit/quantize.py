@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from labkit.errors import LabError
 
 BITS = 4
@@ -13,13 +16,11 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
 
     PEFT trains on it, and the ONNX model builder rounds it back to the same integers.
     """
-    import torch
     from awq.utils.packing_utils import dequantize_gemm
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     settings = json.loads((awq_dir / "config.json").read_text())["quantization_config"]
-    packed = {k: v for file in sorted(awq_dir.glob("*.safetensors")) for k, v in load_file(file).items()}
+    packed = _tensors(awq_dir)
     dense = {k: v.half() for k, v in packed.items() if not k.endswith((".qweight", ".qzeros", ".scales"))}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in [k.removesuffix(".qweight") for k in packed if k.endswith(".qweight")]:
@@ -45,14 +46,12 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     {"layers", "worst_relative_error" (Frobenius, of one layer), "same_groups" (share whose integers are all the same)}.
     """
     import onnx
-    import torch
     from onnx import numpy_helper
-    from safetensors.torch import load_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     graph = onnx.load(onnx_dir / "model.onnx").graph
     weights = {initializer.name: initializer for initializer in graph.initializer}
-    dense = {name: value for file in sorted(Path(dense_dir).glob("*.safetensors")) for name, value in load_file(file).items()}
+    dense = _tensors(dense_dir)
     errors, same, groups = [], 0, 0
     for node in graph.node:
         if node.op_type != "MatMulNBits" or "/layers." not in node.name:
@@ -74,10 +73,13 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     return {"layers": len(errors), "worst_relative_error": max(errors), "same_groups": same / groups}
 
 
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by name."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
 def _dense_weight(dense: dict, node: str):
     """The checkpoint's weight behind a graph node such as /model/layers.3/attn/qkv_proj/MatMulNBits; fused or in parts."""
-    import torch
-
     _, _, layer, block, projection, *_ = node.split("/")
     prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
     if (name := f"{prefix}.{projection}.weight") in dense:
