@@ -678,11 +678,13 @@ def test_longrope_takes_its_table_by_length(provider, tiny, tmp_path, runs):
     workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=tmp_path / "phi3")
     del workflow["input_model"]["adapter_path"]
     precision = "fp16" if provider.startswith("CUDA") else "fp32"
-    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": {"hf_remote": False}}
+    extra = {"hf_remote": False} | ({"enable_cuda_graph": True} if precision == "fp16" else {})
+    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": extra}
     out = tmp_path / "onnx"
     olive.run(workflow | {"passes": {"capture": capture}, "output_dir": str(out)}, package_config=labkit.olive_passes())
     kinds = {node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node}
     assert ("If" in kinds, "Where" in kinds) == ((False, True) if precision == "fp16" else (True, False))
+    assert ('"enable_cuda_graph": "1"' in (out / "genai_config.json").read_text()) == (precision == "fp16")
     logits, model = _onnx_logits(out, "CPUExecutionProvider", None), AutoModelForCausalLM.from_pretrained(tmp_path / "phi3")
     ids = torch.randint(0, 256, (40,)).tolist()
     for count in (10, 16, 17, 40):
