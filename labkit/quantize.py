@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from labkit.errors import LabError
+from labkit.prompts import load_tokenizer
+from labkit.settings import carry_settings
 
 BITS = 4
 
@@ -17,7 +19,7 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     PEFT trains on it, and the ONNX model builder rounds it back to the same integers.
     """
     from awq.utils.packing_utils import dequantize_gemm
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = json.loads((awq_dir / "config.json").read_text())["quantization_config"]
     packed = _tensors(awq_dir)
@@ -26,7 +28,7 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     for name in [k.removesuffix(".qweight") for k in packed if k.endswith(".qweight")]:
         parts = (packed[f"{name}.{part}"].to(device) for part in ("qweight", "qzeros", "scales"))
         dense[f"{name}.weight"] = dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous().cpu()
-    config = AutoConfig.from_pretrained(awq_dir)
+    config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
     del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
@@ -37,7 +39,8 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
         )
     model.tie_weights()
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(awq_dir).save_pretrained(out)
+    carry_settings(awq_dir, out, quantization_config=None)
+    load_tokenizer(awq_dir).save_pretrained(out)
 
 
 def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:

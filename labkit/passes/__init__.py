@@ -1,6 +1,7 @@
-"""Two passes that Olive does not have, and the package configuration that makes them known to it."""
+"""Two passes and a data component that Olive does not have, and the configuration that makes them known to it."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ HOME = {"AwqQuantizer": "labkit.passes.awq.AwqQuantizer", "LoraModelBuilder": "l
 
 
 def olive_passes() -> dict[str, Any]:
-    """Olive's package configuration with the passes of this lab added: `olive.run(..., package_config=olive_passes())`."""
+    """Olive's package configuration with the passes and data components of this lab added: `olive.run(..., package_config=olive_passes())`."""
     from olive.package_config import OlivePackageConfig
 
+    import_module("labkit.passes.chat_data")  # Olive knows its components from their import on
     package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
     anywhere = {f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")}
     package["passes"] |= {name: {"module_path": path} | anywhere for name, path in HOME.items()}

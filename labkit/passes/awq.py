@@ -12,7 +12,9 @@ from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
 from labkit.errors import LabError
+from labkit.prompts import load_tokenizer
 from labkit.quantize import BITS
+from labkit.settings import CONFIG, carry_settings
 
 
 def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
@@ -24,14 +26,13 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     """
     import torch
     from awq import AutoAWQForCausalLM
-    from transformers import AutoTokenizer
 
     from labkit.passes.awq_search import quantizer_on
 
     length = 128
     if sum(map(len, calibration)) < length:
         raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     model = AutoAWQForCausalLM.from_pretrained(
         str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
     )
@@ -45,6 +46,8 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     )
     model.model.half()  # the embedding and the norms, which are not quantized
     model.save_quantized(str(out))
+    written = json.loads((out / CONFIG).read_text())
+    carry_settings(model_dir, out, quantization_config=written["quantization_config"])
     tokenizer.save_pretrained(out)
 
 

@@ -1,5 +1,6 @@
 """Olive's pass around the ONNX model builder, put right for 4-bit weights with a LoRA adapter."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -12,6 +13,7 @@ from onnxruntime_genai.models.builder import Model
 
 from labkit.passes.awq_search import grouped
 from labkit.quantize import BITS
+from labkit.settings import carry_settings
 
 
 class LoraModelBuilder(ModelBuilder):
@@ -48,7 +50,9 @@ class LoraModelBuilder(ModelBuilder):
         # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
         with mock.patch.multiple(Model, **HOOKS), no_start:
-            return super()._run_for_config(model, config, output_model_path)
+            built = super()._run_for_config(model, config, output_model_path)
+        carry_settings(Path(model.model_name_or_path), Path(built.model_path).parent)
+        return built
 
 
 def joined(*linears) -> SimpleNamespace:

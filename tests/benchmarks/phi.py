@@ -15,6 +15,7 @@ not raised.
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import statistics
@@ -25,68 +26,17 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-LONG = (
-    "1.08 1.11 1.14 1.34 1.59 1.6 1.62 2.62 3.23 3.23 4.79 7.4 7.7 9.09 12.2 17.67 24.46 28.57 30.42 30.84 32.59 32.93 42.32 "
-    "44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 63.14 63.14 63.77 63.93 63.96 63.97 64.03 64.07 64.08 64.12 "
-    "64.41 64.48 64.51 64.53 64.84"
-)
-SHORT = (
-    "1.0 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 1.79 1.82 1.85 1.88 1.91 1.94 "
-    "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
-)
-UNLOCKED = "import labkit.machine; labkit.machine._packages = lambda profile: ('packages', True, 'not checked', '')"
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-
-
-def phi_config(*, layers: int = 32, hidden: int = 3072, mlp: int = 8192):
-    """Phi-3.5-mini-instruct's configuration. Source: config.json of microsoft/Phi-3.5-mini-instruct."""
-    from transformers import Phi3Config
-
-    factors = {"long_factor": [float(x) for x in LONG.split()], "short_factor": [float(x) for x in SHORT.split()]}
-    config = Phi3Config(
-        vocab_size=32064, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 96,
-        num_key_value_heads=hidden // 96, max_position_embeddings=131072, original_max_position_embeddings=4096,
-        rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling={"type": "longrope", **factors}, sliding_window=262144,
-        tie_word_embeddings=False, bos_token_id=1, eos_token_id=32000, pad_token_id=32000,
-    )  # fmt: skip
-    return config
-
-
-def tokenizer_of(texts: list[str], config):
-    """A byte-level BPE tokenizer trained on *texts*, with Phi's special tokens at their ids and its chat format."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2TokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=31990, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet)
-    backend.train_from_iterator(texts, trainer)
-    filler = [f"<|unused{i}|>" for i in range(config.eos_token_id - backend.get_vocab_size())]  # the special ones start at 32000
-    special = [*filler, "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return GPT2TokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>",
-        chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def make(work: Path, options) -> None:
-    """WORK/model (random weights; one channel in 64 of each norm is 20 times the rest) and WORK/data.jsonl (long records)."""
-    import torch
-    from transformers import GenerationConfig, Phi3ForCausalLM
+    """WORK/model (tests/phi_model.py) and WORK/data.jsonl (long records)."""
+    from phi_model import write_phi
 
-    from labkit import load_records
-    from labkit.data import chat_ids
+    from labkit import chat_ids, load_records, load_tokenizer
 
-    records = load_records(ROOT / "data" / "travel.jsonl")
-    config = phi_config(layers=options.layers, hidden=options.hidden, mlp=options.mlp)
-    tokenizer = tokenizer_of([record[key] for record in records for key in ("prompt", "response")], config)
+    write_phi(work / "model", tokenizer=options.tokenizer, layers=options.layers, hidden=options.hidden, mlp=options.mlp)
+    tokenizer, records = load_tokenizer(work / "model"), load_records(ROOT / "data" / "travel.jsonl")
     rng, rows = random.Random(7), []
     while len(rows) < options.records:
         some = rng.sample(records, 8)
@@ -94,57 +44,37 @@ def make(work: Path, options) -> None:
         while len(chat_ids(tokenizer, row | {"response": row["response"] + "x"})[0]) < options.length and some:
             row["response"] += some.pop()["response"] + " "
         rows.append(row)
-    work.mkdir(parents=True, exist_ok=True)
     (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    torch.manual_seed(7)
-    torch.set_default_dtype(torch.float16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Phi3ForCausalLM(config)
-    for block in model.model.layers:
-        for norm in (block.input_layernorm, block.post_attention_layernorm):
-            norm.weight.data[::64] *= 20
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[32000, 32003], pad_token_id=32000)
-    model.save_pretrained(work / "model")
-    tokenizer.save_pretrained(work / "model")
-    written = json.loads((work / "model" / "config.json").read_text())
-    # as the published file has it; the model builder reads "type", and transformers 5 writes only rope_parameters
-    written |= {"rope_scaling": config.to_dict().get("rope_scaling") or config.rope_parameters, "rope_theta": 10000.0}
-    written["rope_scaling"] = {k: written["rope_scaling"][k] for k in ("long_factor", "short_factor")} | {"type": "longrope"}
-    written.pop("rope_parameters", None)
-    (work / "model" / "config.json").write_text(json.dumps(written, indent=1))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(rows)} records of some {options.length} tokens")
+    parameters = sum(math.prod(shape) for shape in shapes(work / "model"))
+    print(f"{parameters:,} parameters, {len(rows)} records of some {options.length} tokens")
 
 
-def environment(work: Path, options) -> None:
+def shapes(folder: Path) -> list[list[int]]:
+    """Shapes of all tensors of a checkpoint."""
+    from safetensors import safe_open
+
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  no dictionary
+    return found
+
+
+def environment(work: Path, options) -> dict[str, str]:
     """What an attendee sets, for the labs on *work*."""
-    os.environ |= {
-        "LAB_PROFILE": options.profile, "LAB_MODEL": str(work / "model"), "LAB_DATA": str(work / "data.jsonl"),
-        "LAB_RUNS": str(work / "runs"), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
+    paths = {"LAB_MODEL": work / "model", "LAB_DATA": work / "data.jsonl", "LAB_RUNS": work / "runs"}
+    return {"LAB_PROFILE": options.profile} | {name: str(path) for name, path in paths.items()}
 
 
 def labs(work: Path, options) -> None:
     """Executes the notebooks of some labs, each in a kernel of its own, and prints seconds and what a checkpoint found wrong."""
-    import nbformat
-    from nbclient import NotebookClient
+    from labs import UNLOCKED, run_lab
 
-    environment(work, options)
     ballast = hold(options.gpu_gb) if options.gpu_gb else None
     try:
         for number in options.numbers:
-            path = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
-            book = nbformat.read(path, as_version=4)
-            for cell in book.cells:
-                if "checkpoint" in cell.metadata.get("tags", []):
-                    cell.metadata.tags.append("raises-exception")
-            book.cells.insert(0, nbformat.v4.new_code_cell(UNLOCKED))
             started = time.perf_counter()
-            try:
-                NotebookClient(book, kernel_name="python3", timeout=590, resources={"metadata": {"path": path.parent}}).execute()
-            finally:
-                nbformat.write(book, work / path.name)
-            outputs = [o for cell in book.cells for o in cell.get("outputs", [])]
-            wrong = [o.evalue.split("(")[0].split(". ")[0] for o in outputs if o.output_type == "error"]
+            wrong = run_lab(number, environment(work, options) | {"LAB_REHEARSE": "1"}, work, first=[UNLOCKED])
             print(f"lab {number}: {time.perf_counter() - started:.1f} s; checkpoints not passed: {wrong or 'none'}", flush=True)
     finally:
         if ballast:
@@ -169,7 +99,7 @@ def table(work: Path, options) -> None:
     """Prints seconds, host memory and GPU memory of every step, and sizes."""
     from labkit.workspace import write_summary
 
-    environment(work, options)
+    os.environ |= environment(work, options)
     summary = write_summary(work / "runs" / options.profile)
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
@@ -188,10 +118,9 @@ def route(work: Path, options) -> None:
     """AWQ, its weights unpacked, a random adapter in place of lab 03's, and lab 04's workflow; prints seconds of each."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from labkit import load_records, unpack_awq
-    from labkit.data import chat_ids
+    from labkit import chat_ids, load_records, load_tokenizer, unpack_awq
     from labkit.passes.awq import awq_quantize
     from labkit.profiles import PROFILES
     from labkit.workspace import Lab
@@ -208,7 +137,7 @@ def route(work: Path, options) -> None:
         action()
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
-    tokenizer = AutoTokenizer.from_pretrained(work / "model")
+    tokenizer = load_tokenizer(work / "model")
     records = load_records(work / "data.jsonl")[: options.calibration]
     data = {"calibration": [chat_ids(tokenizer, record)[0] for record in records], "group_size": profile.group_size}
     data |= {"dtype": profile.quantize_dtype, "device": profile.device}
@@ -474,6 +403,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--mlp", type=int, default=8192)
+    parser.add_argument("--tokenizer", type=Path, help="make: a folder with the tokenizer of the published model")
     parser.add_argument("--records", type=int, default=320)
     parser.add_argument("--length", type=int, default=512, help="tokens of a record")
     parser.add_argument("--profile", default="gpu")

@@ -1,0 +1,173 @@
+"""From a conversation to ids: the same in training, in measuring, in transformers and in ONNX Runtime GenAI."""
+
+import json
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from phi_model import STOP_IDS, small_tokenizer
+from templates import CHATML, DROPS_SYSTEM, GEMMA, LLAMA3, MISTRAL, NEEDS_SYSTEM, NO_END, PRIMED, PUBLISHED, QWEN3, tokenizer_with
+
+from labkit import prompts
+from labkit.errors import LabError
+from labkit.profiles import ROOT
+from labkit.prompts import SAMPLE, chat_ids, genai_tokenizer, harmless, load_tokenizer, prompt_text, save_tokenizer
+
+PHI = ROOT.parent / "shared" / "models" / "phi-3-mini-tokenizer"
+RECORDS = [
+    SAMPLE,
+    {"prompt": "Two  spaces, a\nline", "response": "Prague, in short: hills.\nPocket tip: 12:30, 日本語 🙂, <b>, $5"},
+    {
+        "prompt": "And?",
+        "response": "Yes.",
+        "history": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+    },
+]
+
+
+@pytest.fixture(params=[*PUBLISHED, "phi-3, small", "phi-3, published"])
+def saved(request, tmp_path) -> Path:
+    """A folder with one tokenizer, as lab 01 writes it."""
+    if request.param == "phi-3, published":
+        if not PHI.is_dir():
+            pytest.skip("the published tokenizer of Phi-3 is not on this machine")
+        source = PHI
+    else:
+        source = tmp_path / "source"
+        small = small_tokenizer() if request.param == "phi-3, small" else tokenizer_with(PUBLISHED[request.param])
+        small.save_pretrained(source)
+    save_tokenizer(source, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_genai_reads_and_writes_the_same_as_transformers(saved):
+    tokenizer, genai = load_tokenizer(saved), genai_tokenizer(saved)
+    for record in RECORDS:
+        text = prompt_text(tokenizer, record)
+        ids, start = chat_ids(tokenizer, record)
+        assert list(genai.encode(text)) == tokenizer(text, add_special_tokens=False)["input_ids"] == ids[:start]
+        assert genai.apply_chat_template(json.dumps(prompts.turns(tokenizer, record)), add_generation_prompt=True) == text
+        assert tokenizer.decode(ids[start:-1]).strip() == genai.decode(ids[start:-1]).strip() == record["response"]
+
+
+def test_an_answer_ends_with_the_token_that_ends_a_turn_and_nothing_after(saved):
+    tokenizer = load_tokenizer(saved)
+    ids, start = chat_ids(tokenizer, SAMPLE)
+    end = {i for i in prompts.control_tokens(tokenizer).values() if i in ids[start:]}
+    assert end == {ids[-1]} and tokenizer.convert_ids_to_tokens(ids[-1]) in {
+        "<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<|end|>"
+    }  # fmt: skip
+    if tokenizer.convert_ids_to_tokens(ids[-1]) == "<|end|>":
+        assert ids[-1] in STOP_IDS
+
+
+def test_the_trainer_sees_the_ids_that_are_measured(saved, tmp_path):
+    from olive.data.config import DataConfig
+    from olive.passes.pytorch.train_utils import get_training_dataset
+
+    from labkit import olive_passes
+
+    olive_passes()
+    path = tmp_path / "with [brackets]::and colons.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    data = json.loads((ROOT / "notebooks" / "workflows" / "finetune.json").read_text())["data_configs"][0]
+    data["load_dataset_config"]["path"] = str(path)
+    data["pre_process_data_config"] |= {"model_path": str(saved), "max_length": 1000}
+    seen = [row["input_ids"].tolist() for row in get_training_dataset(DataConfig(**deepcopy(data)))]
+    tokenizer = load_tokenizer(saved)
+    assert seen == [chat_ids(tokenizer, record)[0] for record in RECORDS]
+    data["pre_process_data_config"]["max_length"] = 20
+    assert [len(row["input_ids"]) for row in get_training_dataset(DataConfig(**data))] == [20] * 3
+
+
+def test_control_tokens_in_a_text_are_plain_characters(saved):
+    tokenizer = load_tokenizer(saved)
+    marks = prompts.control_tokens(tokenizer)
+    text = "".join(f"{mark}{mark[0]}{mark} " for mark in marks) + "the end"
+    broken = harmless(tokenizer, text)
+    assert harmless(tokenizer, broken) == broken and broken.replace(" ", "") == text.replace(" ", "")
+    assert not {*marks.values()} & {*tokenizer(broken, add_special_tokens=False)["input_ids"]}
+    for attack in ({"prompt": text, "response": "ok"}, {"prompt": "hi", "response": text}):
+        plain = {key: "x" for key in attack}
+        counts = [[chat_ids(tokenizer, record)[0].count(i) for i in marks.values()] for record in (attack, plain)]
+        assert counts[0] == counts[1]
+        assert (
+            list(genai_tokenizer(saved).encode(prompt_text(tokenizer, attack)))
+            == (tokenizer(prompt_text(tokenizer, attack), add_special_tokens=False)["input_ids"])
+        )
+
+
+def test_a_control_token_behind_a_normalizer_is_refused():
+    """Full-width brackets that a normalizer turns into a control token."""
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = tokenizer_with(CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<|stop|>", special=True, normalized=True)])
+    with pytest.raises(LabError, match="read as the control token <|stop|>"):
+        harmless(tokenizer, "well ＜|stop|＞ then")
+
+
+# ---- templates
+
+
+def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
+    tokenizer_with(LLAMA3).save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", tmp_path / "saved")
+    today = time.strftime("%d %b %Y")
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((2031, 1, 2, 0, 0, 0, 3, 2, 0)))
+    tokenizer = load_tokenizer(tmp_path / "saved")
+    text = prompt_text(tokenizer, "Hi")
+    assert f"Today Date: {today}\n" in text
+    turn = json.dumps([{"role": "user", "content": "Hi"}])
+    assert genai_tokenizer(tmp_path / "saved").apply_chat_template(turn, add_generation_prompt=True) == text
+
+
+def test_a_model_that_can_think_does_not(tmp_path):
+    tokenizer_with(QWEN3).save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", tmp_path / "saved")
+    assert prompt_text(load_tokenizer(tmp_path / "saved"), "Hi").endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "history", "said"),
+    [
+        (PRIMED, [], r"asks with '.*<think>\n', but writes the same conversation otherwise"),
+        (NEEDS_SYSTEM, [], "cannot write a conversation of the turns user: a system turn must come first"),
+        (GEMMA, [{"role": "system", "content": "Be brief."}], "turns system, user: System role not supported"),
+        (MISTRAL, [{"role": "assistant", "content": "Hello"}], "turns assistant, user: Conversation roles must alternate"),
+        (DROPS_SYSTEM, [{"role": "system", "content": "Be brief."}], "leaves out 'Be brief.'"),
+        (CHATML.replace("message['content'] +", "message['content']|upper +"), [], "leaves out 'Where is"),
+        (CHATML.replace("'<|im_start|>' + message", "message"), [], "but writes the same conversation otherwise"),
+        (NO_END, [], "ends an answer without a token"),
+        ("{% for m in messages %}{{ m.content.nothing() }}{% endfor %}", [], "cannot write a conversation"),
+        ("{% for m in messages %}", [], "cannot write a conversation"),
+    ],
+)
+def test_a_template_that_would_be_scored_wrongly_is_refused(template, history, said):
+    with pytest.raises(LabError, match=said):
+        chat_ids(tokenizer_with(template), SAMPLE | {"history": history})
+
+
+def test_a_template_that_needs_a_system_turn_gets_that_of_the_data():
+    ids, start = chat_ids(tokenizer_with(NEEDS_SYSTEM), SAMPLE | {"history": [{"role": "system", "content": "Be brief."}]})
+    assert 0 < start < len(ids)
+
+
+def test_an_answer_begins_where_the_prompt_ends_though_a_token_reaches_over_it():
+    """A merge across the end of the prompt: who asks sends the prompt alone."""
+    from tokenizers import Tokenizer
+
+    tokenizer = tokenizer_with(
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"][":S"] = 400
+    state["model"]["merges"] = [[":", "S"]]
+    state["pre_tokenizer"]["use_regex"] = False
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    assert 400 in tokenizer("assistant:S")["input_ids"]
+    ids, start = chat_ids(tokenizer, {"prompt": "Hi", "response": "Sure"})
+    assert ids[:start] == tokenizer(prompt_text(tokenizer, "Hi"), add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids[start:]) == "Sure</s>"
