@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from templates import template
+
 LONG = (
     "1.08 1.11 1.14 1.34 1.59 1.6 1.62 2.62 3.23 3.23 4.79 7.4 7.7 9.09 12.2 17.67 24.46 28.57 30.42 30.84 32.59 32.93 42.32 "
     "44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 63.14 63.14 63.77 63.93 63.96 63.97 64.03 64.07 64.08 64.12 "
@@ -13,16 +15,8 @@ SHORT = (
     "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
 )
 STOP_IDS = [32007, 32001, 32000]
-TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\n' + "
-    "message['content'] + '<|end|>\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-CONTROL = (
-    "<|endoftext|> <|assistant|> <|placeholder1|> <|placeholder2|> <|placeholder3|> <|placeholder4|> <|system|> <|end|> "
-    "<|placeholder5|> <|placeholder6|> <|user|>"
-).split()
+CONTROL = ["<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|placeholder3|>", "<|placeholder4|>"]
+CONTROL += ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
 
 
 def write_phi(
@@ -102,7 +96,7 @@ def published_config(*, layers: int, hidden: int, mlp: int) -> dict:
 
 
 def small_tokenizer():
-    """Characters and bytes in the manner of Phi-3's tokenizer: a word begins with "▁", and control tokens eat spaces after them."""
+    """Characters and bytes in Phi-3's manner: a word begins with "▁", and a control token takes the spaces after it."""
     from string import printable
 
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -123,5 +117,5 @@ def small_tokenizer():
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>",
-        chat_template=TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False, model_max_length=131072,
+        chat_template=template("phi3"), padding_side="left", clean_up_tokenization_spaces=False, model_max_length=131072,
     )  # fmt: skip

@@ -7,14 +7,24 @@ from pathlib import Path
 
 import pytest
 from phi_model import STOP_IDS, small_tokenizer
-from templates import CHATML, DROPS_SYSTEM, GEMMA, LLAMA3, MISTRAL, NEEDS_SYSTEM, NO_END, PRIMED, PUBLISHED, QWEN3, tokenizer_with
+from templates import PUBLISHED, template, tokenizer_with
 
 from labkit import prompts
 from labkit.errors import LabError
 from labkit.profiles import ROOT
 from labkit.prompts import SAMPLE, chat_ids, genai_tokenizer, harmless, load_tokenizer, prompt_text, save_tokenizer
 
+# where somebody has put the published tokenizer beside the repository; it is not part of it
 PHI = ROOT.parent / "shared" / "models" / "phi-3-mini-tokenizer"
+CHATML = template("chatml")
+NEEDS_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}" + CHATML
+)
+DROPS_SYSTEM = template("gemma").replace(
+    "{{- raise_exception('System role not supported') -}}", "{%- set messages = messages[1:] -%}"
+)
+EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+BRIEF = [{"role": "system", "content": "Be brief."}]
 RECORDS = [
     SAMPLE,
     {"prompt": "Two  spaces, a\nline", "response": "Prague, in short: hills.\nPocket tip: 12:30, 日本語 🙂, <b>, $5"},
@@ -35,7 +45,7 @@ def saved(request, tmp_path) -> Path:
         source = PHI
     else:
         source = tmp_path / "source"
-        small = small_tokenizer() if request.param == "phi-3, small" else tokenizer_with(PUBLISHED[request.param])
+        small = small_tokenizer() if request.param == "phi-3, small" else tokenizer_with(template(request.param))
         small.save_pretrained(source)
     save_tokenizer(source, tmp_path / "saved")
     return tmp_path / "saved"
@@ -77,8 +87,8 @@ def test_the_trainer_sees_the_ids_that_are_measured(saved, tmp_path):
     seen = [row["input_ids"].tolist() for row in get_training_dataset(DataConfig(**deepcopy(data)))]
     tokenizer = load_tokenizer(saved)
     assert seen == [chat_ids(tokenizer, record)[0] for record in RECORDS]
-    data["pre_process_data_config"]["max_length"] = 20
-    assert [len(row["input_ids"]) for row in get_training_dataset(DataConfig(**data))] == [20] * 3
+    data["pre_process_data_config"]["max_length"] = 10
+    assert [len(row["input_ids"]) for row in get_training_dataset(DataConfig(**data))] == [10] * 3
 
 
 def test_control_tokens_in_a_text_are_plain_characters(saved):
@@ -113,7 +123,7 @@ def test_a_control_token_behind_a_normalizer_is_refused():
 
 
 def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
-    tokenizer_with(LLAMA3).save_pretrained(tmp_path / "source")
+    tokenizer_with(template("llama3")).save_pretrained(tmp_path / "source")
     save_tokenizer(tmp_path / "source", tmp_path / "saved")
     today = time.strftime("%d %b %Y")
     monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((2031, 1, 2, 0, 0, 0, 3, 2, 0)))
@@ -125,33 +135,33 @@ def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
 
 
 def test_a_model_that_can_think_does_not(tmp_path):
-    tokenizer_with(QWEN3).save_pretrained(tmp_path / "source")
+    tokenizer_with(template("qwen3")).save_pretrained(tmp_path / "source")
     save_tokenizer(tmp_path / "source", tmp_path / "saved")
     assert prompt_text(load_tokenizer(tmp_path / "saved"), "Hi").endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize(
-    ("template", "history", "said"),
+    ("text", "history", "said"),
     [
-        (PRIMED, [], r"asks with '.*<think>\n', but writes the same conversation otherwise"),
+        (template("deepseek_r1"), [], r"asks with '.*<think>\n', but writes the same conversation otherwise"),
         (NEEDS_SYSTEM, [], "cannot write a conversation of the turns user: a system turn must come first"),
-        (GEMMA, [{"role": "system", "content": "Be brief."}], "turns system, user: System role not supported"),
-        (MISTRAL, [{"role": "assistant", "content": "Hello"}], "turns assistant, user: Conversation roles must alternate"),
-        (DROPS_SYSTEM, [{"role": "system", "content": "Be brief."}], "leaves out 'Be brief.'"),
-        (CHATML.replace("message['content'] +", "message['content']|upper +"), [], "leaves out 'Where is"),
+        (template("gemma"), BRIEF, "turns system, user: System role not supported"),
+        (template("mistral"), EARLIER[1:], "turns assistant, user: Conversation roles must alternate"),
+        (DROPS_SYSTEM, BRIEF, "leaves out 'Be brief.'"),
+        (CHATML.replace("message['content'] +", "message['content'] | upper +"), [], "leaves out 'Where is"),
         (CHATML.replace("'<|im_start|>' + message", "message"), [], "but writes the same conversation otherwise"),
-        (NO_END, [], "ends an answer without a token"),
+        (template("no_end"), [], "ends an answer without a token"),
         ("{% for m in messages %}{{ m.content.nothing() }}{% endfor %}", [], "cannot write a conversation"),
         ("{% for m in messages %}", [], "cannot write a conversation"),
     ],
 )
-def test_a_template_that_would_be_scored_wrongly_is_refused(template, history, said):
+def test_a_template_that_would_be_scored_wrongly_is_refused(text, history, said):
     with pytest.raises(LabError, match=said):
-        chat_ids(tokenizer_with(template), SAMPLE | {"history": history})
+        chat_ids(tokenizer_with(text), SAMPLE | {"history": history})
 
 
 def test_a_template_that_needs_a_system_turn_gets_that_of_the_data():
-    ids, start = chat_ids(tokenizer_with(NEEDS_SYSTEM), SAMPLE | {"history": [{"role": "system", "content": "Be brief."}]})
+    ids, start = chat_ids(tokenizer_with(NEEDS_SYSTEM), SAMPLE | {"history": BRIEF})
     assert 0 < start < len(ids)
 
 

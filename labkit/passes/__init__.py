@@ -9,7 +9,10 @@ HOME = {"AwqQuantizer": "labkit.passes.awq.AwqQuantizer", "LoraModelBuilder": "l
 
 
 def olive_passes() -> dict[str, Any]:
-    """Olive's package configuration with the passes and data components of this lab added: `olive.run(..., package_config=olive_passes())`."""
+    """Olive's package configuration with the passes of this lab added: `olive.run(..., package_config=olive_passes())`.
+
+    Makes the data components of labkit/passes/chat_data.py known to Olive, too.
+    """
     from olive.package_config import OlivePackageConfig
 
     import_module("labkit.passes.chat_data")  # Olive knows its components from their import on
