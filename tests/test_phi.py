@@ -4,11 +4,11 @@ What must hold for it whatever it knows. On the published tokenizer where it is,
 """
 
 import json
-from pathlib import Path
 
 import pytest
 from labs import run_lab
 from phi_model import STOP_IDS, write_phi
+from settings import damaged
 from test_prompts import PHI
 
 from labkit.profiles import ROOT
@@ -21,7 +21,6 @@ JUDGE_KNOWLEDGE = {
     "5.2": "not one word over and over",
     "5.3": "tone adapter 20 points better",
 }
-PRODUCTS = ("base", "awq", "awq-dense", "merged", "onnx", "onnx-merged", "package/onnx", "downloaded")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -58,19 +57,3 @@ def test_every_setting_is_that_of_the_source(phi):
     source, run, _ = phi
     for product in ("base", "awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"):
         assert not damaged(source, run / product), product
-
-
-def damaged(source: Path, product: Path) -> dict:
-    """Keys of config.json and generation_config.json that differ from the *source*'s, but for those that must."""
-    may_differ = {
-        "torch_dtype": "the labs compute from float16",
-        "dtype": "the same, by its newer name",
-        "auto_map": "no code from the folder is run",
-        "quantization_config": "what AWQ has done",
-    }
-    found = {}
-    for name in ("config.json", "generation_config.json"):
-        before, after = (json.loads((folder / name).read_text()) for folder in (source, product))
-        keys = (before.keys() | after.keys()) - may_differ.keys()
-        found |= {f"{name} {key}": (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
-    return found

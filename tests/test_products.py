@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from settings import damaged
 
 from labkit.profiles import ROOT, resolve_profile
 from labkit.workspace import LABS
@@ -67,6 +68,13 @@ def test_the_onnx_folder_is_whole_and_names_no_path(notebook_runs):
     assert {"model.onnx", "genai_config.json", "tokenizer.json", "adapter_weights.onnx_adapter"} <= names
     for path in folder.glob("*.json"):
         assert str(notebook_runs) not in path.read_text()
+
+
+@pytest.mark.parametrize("product", ["awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"])
+def test_every_setting_is_that_of_the_base_model(notebook_runs, product):
+    """Among them the cache, without which each token reads everything again, and the tokens that end an answer."""
+    assert not damaged(notebook_runs / "base", notebook_runs / product)
+    assert json.loads((notebook_runs / "base" / "config.json").read_text())["use_cache"] is True
 
 
 def test_the_graph_shares_the_head_and_keeps_lora_float(notebook_runs):
