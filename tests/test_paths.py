@@ -25,7 +25,9 @@ def clone(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("settings", [("core.autocrlf=true",), ("core.autocrlf=false", "core.eol=crlf"), ("core.autocrlf=input",)])
+@pytest.mark.parametrize(
+    "settings", [("core.autocrlf=true",), ("core.autocrlf=false", "core.eol=crlf"), ("core.autocrlf=input",)]
+)
 def test_every_checkout_has_the_bytes_that_were_committed(clone, settings):
     home = clone("clone", *settings)
     stored = subprocess.run(["git", "ls-tree", "-r", "HEAD"], cwd=home, capture_output=True, text=True, check=True).stdout
