@@ -27,6 +27,7 @@ _HOME = {
     "layer_parity": "quantize",
     "bars": "charts",
     "lines": "charts",
+    "table": "charts",
     "chat_box": "chat",
     "write_manifest": "registry",
     "open_registry": "registry",

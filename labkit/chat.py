@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import ipywidgets as widgets
 
+from labkit.charts import VERBATIM
+
 LEAST = 16  # tokens; with less room an answer stops in its first sentence
-TURN = """<div style="font-size: 15px; line-height: 1.6; overflow-wrap: anywhere; max-width: 50em">
-<p style="margin: 8px 0"><b>Question</b> (adapter: {})<br>{}</p>
-<p style="margin: 8px 0; white-space: pre-wrap"><b>Answer</b><br>{}</p></div>"""
-STATUS = '<p style="font-size: 13px; line-height: 1.6; margin: 0; overflow-wrap: anywhere">{}</p>'
+BOX = f'<pre style="{VERBATIM}; font-size: {{}}px; line-height: 1.6">'
+TURN = BOX.format(15) + "<b>Question</b> (adapter: {})<br>{}<br><br><b>Answer</b><br>{}</pre>"
+STATUS = BOX.format(13) + "{}</pre>"
 
 
 def chat_box(

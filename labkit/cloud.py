@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 
-from labkit.errors import LabError, disk_is_full
+from labkit.errors import LabError, disk_is_full, network_reason
 
 WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 SILENCE_S = 60  # longest wait for a connection or for the next byte
@@ -107,8 +107,8 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] 
     scope = f"/subscriptions/{subscription}/resourceGroups/{group}"
     if cut_off(error):
         return LabError(
-            f"{doing}: the network does not carry the connection. Check it with 'curl -sSI https://management.azure.com', "
-            "behind a proxy also HTTPS_PROXY ('%env HTTPS_PROXY=...' sets it in a notebook), and run the cell again."
+            f"{doing}: the network does not carry the connection: {network_reason(error) or 'it was cut off'}. Check it with "
+            "'curl -sSI https://management.azure.com', set what is missing (in a notebook: '%env NAME=value') and run it again."
         )
     if entra and os.environ.get("AZURE_CLIENT_ID"):
         return LabError(
@@ -171,9 +171,7 @@ def cut_off(error: Exception) -> bool:
     from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError, ServiceResponseError
 
     if isinstance(error, ClientAuthenticationError):  # a sign-in that failed has what stopped it in its text only
-        return bool(
-            re.search("Max retries exceeded|nable to connect|Failed to (resolve|establish)|Connection (ref|res)", str(error))
-        )
+        return bool(network_reason(error)) or "Max retries exceeded" in str(error)
     broken = isinstance(error, HttpResponseError) and not error.status_code
     return broken or isinstance(error, ServiceRequestError | ServiceResponseError)
 

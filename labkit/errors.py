@@ -1,6 +1,32 @@
-"""The one error that labkit raises for something its user can mend, and how a full disk is told from other errors."""
+"""The one error that labkit raises for something its user can mend, and how a full disk and a network are told from others."""
 
 import errno
+import re
+
+NETWORK = (
+    # what the libraries say, the first that fits -> what it means and what mends it
+    (
+        r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
+        "the server's certificate is not trusted here{}. Where a proxy signs all traffic anew, name its certificate's file in "
+        "SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
+    ),
+    (r"Proxy Authentication Required", "the proxy asks for a sign-in: HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT"),
+    (r"ProxyError|nable to connect to proxy", "the proxy of HTTPS_PROXY cannot be reached, or refuses"),
+    (
+        r"gaierror|Failed to resolve|Name or service not known|failure in name resolution",
+        "the name of the server, or of the proxy in HTTPS_PROXY, is not found: there is no network, or a name is wrong",
+    ),
+    (
+        r"Connection ?refused",
+        "the server, or the proxy in HTTPS_PROXY, refuses the connection: its address is wrong, or a firewall stands between",
+    ),
+    (
+        r"(Connect|Read|Pool)?Timeout(Error)?:|[Rr]ead timed out|\[Errno 110\]",
+        "there was no answer in time: a firewall is silent, or the network slow",
+    ),
+    (r"Network is unreachable|No route to host", "there is no way to the server: this machine has no network"),
+    (r"Connection ?(reset|aborted)|RemoteDisconnected|RemoteProtocolError|IncompleteRead", "the connection broke off"),
+)
 
 
 class LabError(RuntimeError):
@@ -14,3 +40,20 @@ class LabError(RuntimeError):
 def disk_is_full(error: Exception) -> bool:
     """Whether *error* says that no space is left; shutil.copytree hides that in the text of an error without a number."""
     return isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or f"[Errno {errno.ENOSPC}]" in str(error))
+
+
+def network_reason(error: BaseException) -> str:
+    """What kept *error* from its server, and what mends that, without the last full stop; "" where it was no network.
+
+    Libraries wrap such errors two or three times, and their names do not tell a proxy from a certificate.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    said = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
+    for pattern, meaning in NETWORK:
+        if re.search(pattern, said):
+            detail = re.search(r"certificate verify failed: ([^(\n]+)", said)
+            return meaning.format(f" ({detail[1].strip()})" if detail else "")
+    return ""

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from labkit import cloud
-from labkit.errors import LabError, disk_is_full
+from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
 from labkit.settings import CONFIG, add_stop_id, carry_settings
@@ -122,12 +122,14 @@ def _from_hub(model_id: str) -> Path:
     wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(model_id, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        if disk_is_full(error):
+    except Exception as error:  # of httpx, too: the Hub's library lets a proxy's refusal through as it is
+        reason = network_reason(error)
+        known = isinstance(error, HfHubHTTPError | HFValidationError | LocalEntryNotFoundError | OSError)
+        if disk_is_full(error) or not (known or reason):
             raise
         raise LabError(
-            f"the model '{model_id}' could not be fetched from the Hub ({type(error).__name__}). Check the name and the network, "
-            "sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
+            f"the model '{model_id}' could not be fetched from the Hub ({reason or type(error).__name__}). Check the name and "
+            "the network, sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
         ) from error
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import threading
@@ -25,9 +26,10 @@ TRIES = 4
 def write_manifest(folder: Path, name: str) -> dict:
     """Writes manifest.json into *folder*, the package of model *name*: size in bytes and SHA-256 of every other file.
 
-    "content_sha256" is one over them all and the name. Raises LabError for a folder that is empty, that holds an ignore
-    file or Olive's notes, or a link that leads nowhere.
+    "content_sha256" is one over them all and the name. Raises LabError for a name that no registry takes, and for a folder
+    that is empty, or that holds a link, an ignore file or Olive's notes.
     """
+    _check_names(name)
     paths = _to_upload(folder)
     manifest = {"name": name, "files": {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}}
     manifest["content_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
@@ -37,22 +39,42 @@ def write_manifest(folder: Path, name: str) -> dict:
 
 def check_manifest(folder: Path) -> dict:
     """The manifest of *folder*; LabError naming the first file that is missing, surplus, altered or must not be there."""
+    found = _to_upload(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
         _ = manifest["name"], manifest["content_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
-    found = _to_upload(folder)
     for path in sorted(files.keys() | found.keys()):
         if path not in found or path not in files or sha256(found[path]) != files[path]:
             raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
     return manifest
 
 
+def _check_names(name: str, *versions: str) -> None:
+    """LabError where *name* or a version would be refused by Azure ML, or could lead out of a folder of models.
+
+    The rule is the one that azureml-core had for models; the SDK in use leaves it to the service.
+    """
+    for kind, text in [("name", name), *(("version", version) for version in versions)]:
+        if not (isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", text)):
+            raise LabError(
+                f"{text!r} cannot be the {kind} of a model. Choose a text of at most 255 letters (a to z, A to Z), digits, "
+                "dots, dashes and underscores, that begins with a letter or a digit."
+            )
+
+
 def _to_upload(folder: Path) -> dict[str, Path]:
     """Relative path -> path, of all files but the manifest; LabError where one must not be uploaded, or there is none."""
-    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() or p.is_symlink()}
+    inside = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
+    # what a link leads to may lie outside, may be a folder without an end, and may change after its SHA-256 was taken
+    if odd := [path for path, p in inside.items() if p.is_symlink() or not (p.is_file() or p.is_dir())]:
+        raise LabError(
+            f"{folder}: {odd[0]} is a link, a pipe or a device, and only files and folders are registered. Delete it, or put "
+            "what it leads to in its place: 'cp -rL FOLDER COPY' makes a copy without links."
+        )
+    paths = {path: p for path, p in inside.items() if p.is_file()}
     paths.pop(MANIFEST, None)
     names = {path.name for path in paths.values()}
     if ignoring := names.intersection(IGNORE_FILES):
@@ -63,9 +85,18 @@ def _to_upload(folder: Path) -> dict[str, Path]:
         raise LabError(f"{folder} holds {', '.join(notes)}: Olive's notes, with paths of this machine. Delete them.")
     if not paths:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
-    if lost := [path for path, p in paths.items() if not p.is_file()]:
-        raise LabError(f"{folder}: {lost[0]} is a link to nothing. Delete it, or put the file there.")
     return paths
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether *out* is new, empty, or an earlier download: a folder with no other files than its own manifest lists."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    try:
+        listed = {*json.loads((out / MANIFEST).read_text())["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return listed.issuperset(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
 def open_registry(lab: Lab) -> "Registry":
@@ -97,8 +128,9 @@ class Registry:
         Asks first: content that is there already is a success that sends nothing ("new" is False). Without *version* the
         next free one is taken. Retried after a dropped connection; names and sizes of what was stored are compared with
         the manifest afterwards. Raises LabError for a version with other content, a folder that differs from its manifest
-        or is of another model, or a refusal of the service.
+        or is of another model, a name or version that no registry takes, or a refusal of the service.
         """
+        _check_names(name, *([] if version is None else [version]))
         manifest = check_manifest(folder)
         if manifest["name"] != name:
             raise LabError(f"{folder} was packaged as '{manifest['name']}', not as '{name}'. Package it again under this name.")
@@ -119,7 +151,8 @@ class Registry:
 
         *out* appears when it is whole, in the place of an earlier download. An interrupted call goes on where it was.
         """
-        if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        out = Path(out).resolve()  # a link is followed, and ".." gets a name
+        if not _may_be_replaced(out):
             raise LabError(f"{out} holds other files than a downloaded model. Name an empty folder, or a new one.")
         with self._errors(f"downloading {name} {version}"):
             content = self._existing(name, version)
@@ -141,6 +174,7 @@ class Registry:
         return out
 
     def _existing(self, name: str, version: str) -> str | None:
+        _check_names(name, version)
         contents = self.contents(name)
         if version not in contents:
             raise LabError(f"the registry has no version {version} of {name}; it has: {', '.join(contents) or 'none'}.")
@@ -197,10 +231,10 @@ class LocalRegistry(Registry):
         import yaml
         from azure.ai.ml import load_model
 
-        home = self.folder / asset.name
-        package, partial = home / asset.version, home / f".{asset.version}.partial"
+        package, partial = self._home(asset.name, asset.version), self._home(asset.name) / ".partial"
         if asset.version in self.contents(asset.name):  # create_or_update may be called without register around it
             raise _taken(asset.name, asset.version)
+        _to_upload(Path(asset.path))
         for leftover in (partial, package):  # of a call that was interrupted: a version has a model.yml
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(asset.path, partial / "model")
@@ -216,23 +250,23 @@ class LocalRegistry(Registry):
         """Version -> content, the oldest first."""
         from azure.ai.ml import load_model
 
-        found = sorted((p for p in (self.folder / name).glob("[!.]*/model.yml")), key=lambda p: _number(p.parent.name))
+        found = sorted(self._home(name).glob("[!.]*/model.yml"), key=lambda p: _number(p.parent.name))
         return {p.parent.name: (load_model(p).properties or {}).get("content_sha256") for p in found}
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files."""
-        home = self.folder / name / version / "model"
+        home = self._home(name, version) / "model"
         return {p.relative_to(home).as_posix(): p.stat().st_size for p in home.rglob("*") if p.is_file()}
 
     def costs(self, name: str) -> list[str]:
         """What takes space, one line each."""
-        return [f"version {v} of {name}: {dir_mb(self.folder / name / v):,.1f} MB of this disk" for v in self.contents(name)]
+        return [f"version {v} of {name}: {dir_mb(self._home(name, v)):,.1f} MB of this disk" for v in self.contents(name)]
 
     def remove(self, name: str, version: str) -> None:
         """Deletes a version; LabError where there is none."""
         self._existing(name, version)
-        (self.folder / name / version / "model.yml").unlink()  # from here on it is no version, whatever happens
-        shutil.rmtree(self.folder / name / version)
+        (self._home(name, version) / "model.yml").unlink()  # from here on it is no version, whatever happens
+        shutil.rmtree(self._home(name, version))
 
     def stop(self, compute: str) -> None:
         """Raises LabError: a folder has no compute."""
@@ -240,6 +274,11 @@ class LocalRegistry(Registry):
 
     def __str__(self):
         return str(self.folder)
+
+    def _home(self, name: str, *version: str) -> Path:
+        """Where the versions of *name* lie, or one of them; LabError for what is no name and could lead elsewhere."""
+        _check_names(name, *version)
+        return self.folder.joinpath(name, *version)
 
     def _errors(self, doing: str):
         return cloud.azure_errors(doing)
@@ -249,10 +288,10 @@ class LocalRegistry(Registry):
 
     def _fetch(self, name: str, version: str, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(self.folder / name / version / "model", out)
+        shutil.copytree(self._home(name, version) / "model", out, symlinks=True)  # a link is refused afterwards
 
     def _address(self, name: str, version: str) -> dict:
-        return {"id": f"{name}:{version}", "url": str(self.folder / name / version)}
+        return {"id": f"{name}:{version}", "url": str(self._home(name, version))}
 
 
 class WorkspaceRegistry(Registry):
@@ -277,6 +316,7 @@ class WorkspaceRegistry(Registry):
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files in the storage account."""
+        _check_names(name, version)
         return {path: blob.size for path, blob in cloud.blobs(*cloud.stored(self.client, name, version)).items()}
 
     def costs(self, name: str) -> list[str]:
@@ -326,6 +366,7 @@ class WorkspaceRegistry(Registry):
 
     def _versions(self, name: str, *, archived: bool = False) -> list:
         """The model's versions as MLClient lists them, the oldest first; with *archived* those as well."""
+        _check_names(name)
         from azure.ai.ml.constants import ListViewType
         from azure.core.exceptions import ResourceNotFoundError
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from azure.ai.ml.entities import Model
 from azure.core.exceptions import HttpResponseError
-from test_registry import NAME, change, creator, elsewhere, package  # noqa: F401
+from test_registry import NAME, NO_NAMES, change, creator, elsewhere, odd_file, package, refuses_names  # noqa: F401
 
 import labkit
 from labkit import cloud
@@ -90,6 +90,23 @@ def test_other_content_under_a_number_is_refused_before_a_byte_is_sent(registry,
         registry.register(package, NAME, create, version="1")
     assert not writes(azure, since=before)
     assert registry.register(package, NAME, create)["version"] == "2"
+
+
+def test_a_name_that_no_registry_takes_is_refused_before_anything_is_written(registry, azure, package, tmp_path):  # noqa: F811
+    registry.register(package, NAME, creator(registry, package))
+    before = len(azure.requests)
+    for wrong in NO_NAMES:
+        refuses_names(registry, package, tmp_path / "back", wrong)
+    assert not writes(azure, since=before) and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "loop"])
+def test_a_link_in_a_package_is_refused_before_a_byte_is_sent(registry, azure, package, kind):  # noqa: F811
+    odd_file(package, kind)
+    before = len(azure.requests)
+    with pytest.raises(LabError, match="is a link, a pipe or a device"):
+        registry.register(package, NAME, creator(registry, package))
+    assert len(azure.requests) == before
 
 
 def test_the_same_content_under_a_new_number_sends_no_file_again(registry, azure, package):  # noqa: F811

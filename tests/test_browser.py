@@ -1,4 +1,4 @@
-"""Lab 05's chat cell in a real browser, in JupyterLab as './lab open' starts it."""
+"""In a real browser, in JupyterLab as './lab open' starts it: lab 05's chat cell, and texts that look like markup."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from labkit.commands import run
 from labkit.commands.open import command, free_port
 from labkit.profiles import ROOT
 
@@ -33,24 +34,30 @@ def browser():
     return path or pytest.skip(INSTALL)
 
 
-@pytest.fixture
-def address(browser, notebook_runs, tmp_path):
-    """Address of a JupyterLab on a copy of the notebooks, which it may save; it reads no settings of the user's own."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+@contextlib.contextmanager
+def jupyterlab(home, log):
+    """Address of a JupyterLab on the notebooks in *home*, which it may save; it reads no settings of the user's own."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))}
-    env |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    env |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
     port = free_port(8988)
-    log = notebook_runs / "logs" / "browser-jupyterlab.log"
     with open(log, "w") as file:
-        arguments = [*command(tmp_path / "notebooks", port), f"--IdentityProvider.token={TOKEN}"]
-        server = subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=file, stderr=subprocess.STDOUT)
+        arguments = [*command(home / "notebooks", port), f"--IdentityProvider.token={TOKEN}"]
+        server = subprocess.Popen(arguments, cwd=home, env=env, stdout=file, stderr=subprocess.STDOUT)
     try:
-        home = f"http://127.0.0.1:{port}"
-        wait_for(f"{home}/api?token={TOKEN}", server, log)
-        yield f"{home}/lab/tree/05_infer.ipynb?token={TOKEN}"
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/api?token={TOKEN}", server, log)
+        yield f"{address}/lab/tree/{{}}?token={TOKEN}".format
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.fixture
+def address(browser, notebook_runs, tmp_path):
+    """Address of lab 05 in a JupyterLab on a copy of the notebooks."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    with jupyterlab(tmp_path, notebook_runs / "logs" / "browser-jupyterlab.log") as address:
+        yield address("05_infer.ipynb")
 
 
 def wait_for(url, server, log):
@@ -78,6 +85,87 @@ def test_a_question_is_answered_in_the_browser(browser, address, notebook_runs):
             chromium.close()
     hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"}
+
+
+HOSTILE = [
+    '<img src=x onerror="window.ran = 1">',
+    "<script>window.ran = 2</script>",
+    "</pre></td></table><svg onload='window.ran = 3'>",
+    "from $5 to $10, and $$x^2$$",
+    r"\(a + b\) and \[c\]",
+    r"\begin{align}x\end{align}",
+    "&lt;b&gt; **bold** `code` [link](javascript:window.ran=4)",
+    "two lines,\n  the second one indented",
+    "{{ 7 * 7 }} {% raw %}",
+]
+CELLS = [
+    "import labkit\nfrom labkit.charts import show_with_alternative_text\nfrom labkit.errors import LabError",
+    f"show_with_alternative_text()\nTEXTS = {HOSTILE!r}",
+    "labkit.table([{TEXTS[0]: text, TEXTS[3]: text} for text in TEXTS])",
+    "labkit.chat_box(lambda *_: iter(TEXTS), adapters={TEXTS[3]: None}, example=' '.join(TEXTS), room=lambda _: 99)",
+    "print(*TEXTS, sep='\\n')",
+    "TEXTS",
+    "labkit.bars(dict.fromkeys(TEXTS, 1.0), ylabel='$', title='$x_{$ ' + TEXTS[0]);",
+    "raise LabError(' '.join(TEXTS))",
+]
+
+
+def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path):
+    """As an opened notebook that nobody trusts, run in JupyterLab, and in the report."""
+    import nbclient
+    import nbformat
+    from playwright.sync_api import expect, sync_playwright
+
+    formula = nbformat.v4.new_markdown_cell("A formula of ours: $a + b$.")  # once it is set, so would the others be
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, CELLS), formula])
+    nbclient.NotebookClient(notebook, kernel_name="python3", allow_errors=True, coalesce_streams=True).execute(
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    )
+    executed = run.executed_path(tmp_path, "05")
+    executed.parent.mkdir()
+    nbformat.write(notebook, executed)
+    report = run.write_report(tmp_path)
+    with sync_playwright() as playwright, jupyterlab(tmp_path, tmp_path / "jupyterlab.log") as address:
+        expect.set_options(timeout=60_000)
+        chromium = playwright.chromium.launch(executable_path=browser)
+        page = chromium.new_page(viewport={"width": 1280, "height": 4000})
+        try:
+            page.goto(address(executed.name))
+            shown_as_they_are(page, box='[data-mime-type="text/html"]')
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+            shown_as_they_are(page, box=".widget-vbox")
+            page.goto(report.as_uri())
+            shown_as_they_are(page, box=None)
+        finally:
+            page.screenshot(path=tmp_path / "hostile.png")
+            chromium.close()
+
+
+def shown_as_they_are(page, *, box):
+    """The texts are in table, chat box, printed lines, values and error; the formula is set where MathJax is, and no other."""
+    from playwright.sync_api import expect
+
+    outputs = page.locator(".jp-OutputArea-output")
+    expect(outputs.filter(has_text="LabError")).to_have_count(1)
+    if box:
+        expect(page.locator(".jp-MarkdownOutput mjx-container")).to_have_count(1)
+        expect(page.locator(box).filter(has_text="Question")).to_have_count(1)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.ran") is None
+    expect(page.locator(".jp-OutputArea-output mjx-container")).to_have_count(0)
+    expect(page.locator(".jp-OutputArea-output svg, .jp-OutputArea-output img:not([alt])")).to_have_count(0)
+    cells = page.locator(".jp-OutputArea-output td").all_inner_texts()
+    assert cells == [text for text in HOSTILE for _ in range(2)]
+    assert page.locator(".jp-OutputArea-output th").all_inner_texts() == [HOSTILE[0], HOSTILE[3]]
+    chat = outputs.filter(has_text="Question").first.inner_text()
+    said = outputs.filter(has_text="LabError").inner_text()
+    printed = outputs.filter(has_text=HOSTILE[1]).all_inner_texts()
+    assert chat.count("".join(HOSTILE)) == 1 and " ".join(HOSTILE[:4]) in chat and " ".join(HOSTILE) in said, (chat, said)
+    assert any("\n".join(HOSTILE) in text for text in printed)
+    alternative = page.locator("img[alt]").first.get_attribute("alt")
+    assert all(text in alternative for text in HOSTILE)
 
 
 def use(page, address):

@@ -1,7 +1,12 @@
 """Lab 06's registries: the local one here, the one of a workspace against the emulated Azure of azure_rig/."""
 
+import contextlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -70,13 +75,74 @@ def test_what_must_not_be_uploaded_is_refused(package, file, said):
         labkit.write_manifest(package, NAME)
 
 
-def test_an_empty_folder_and_a_link_to_nothing_are_refused(tmp_path, package):
+def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(LabError, match="is empty: nothing to register"):
         labkit.write_manifest(tmp_path / "void", NAME)
-    (package / "weights").symlink_to(tmp_path / "gone")
-    with pytest.raises(LabError, match="weights is a link to nothing"):
-        labkit.write_manifest(package, NAME)
+
+
+def odd_file(package, kind: str) -> str:
+    """Puts something that is neither file nor folder into *package*; returns the name of what holds it."""
+    outside = package.parent / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("of another project")
+    at = package / "extra files" / "odd"
+    if kind == "fifo":
+        os.mkfifo(at)
+    elif kind == "socket":
+        at = package / "odd"  # a socket's path is short
+        with contextlib.chdir(package), socket.socket(socket.AF_UNIX) as server:
+            server.bind("odd")
+    else:
+        targets = {"folder": outside, "file": outside / "secret.txt", "inside": package / "model.onnx"}
+        targets |= {"loop": package, "self": at, "nothing": outside / "gone"}
+        at.symlink_to(targets[kind], target_is_directory=kind in ("folder", "loop"))
+    return at.relative_to(package).as_posix()
+
+
+KINDS = ("folder", "file", "inside", "loop", "self", "nothing", "fifo", "socket")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_neither_file_nor_folder_is_refused_by_name(package, tmp_path, kind):
+    registry, before = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), (package / "manifest.json").read_bytes()
+    said = f"{odd_file(package, kind)} is a link, a pipe or a device.*cp -rL FOLDER COPY"
+    create = creator(registry, package)
+    for call in (
+        lambda: labkit.write_manifest(package, NAME),
+        lambda: check_manifest(package),
+        lambda: registry.register(package, NAME, create),
+        lambda: create("1"),
+    ):
+        with pytest.raises(LabError, match=said):
+            call()
+    assert (package / "manifest.json").read_bytes() == before and not (tmp_path / "registry").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo"])
+def test_a_manifest_that_leads_elsewhere_is_neither_read_nor_written(package, tmp_path, kind):
+    (package / "manifest.json").unlink()
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text("mine")
+    if kind == "fifo":
+        os.mkfifo(package / "manifest.json")  # which one would wait for, for ever
+    else:
+        (package / "manifest.json").symlink_to(elsewhere)
+    for call in (lambda: labkit.write_manifest(package, NAME), lambda: check_manifest(package)):
+        with pytest.raises(LabError, match="manifest.json is a link, a pipe or a device"):
+            call()
+    assert elsewhere.read_text() == "mine"
+
+
+def test_the_advice_against_links_is_right(package, tmp_path):
+    odd_file(package, "folder")
+    subprocess.run(["cp", "-rL", package, tmp_path / "copy"], check=True)
+    assert "extra files/odd/secret.txt" in labkit.write_manifest(tmp_path / "copy", NAME)["files"]
+
+
+def test_a_package_may_be_reached_by_a_link(package, tmp_path):
+    (tmp_path / "by-link").symlink_to(package)
+    assert labkit.write_manifest(tmp_path / "by-link", NAME) == check_manifest(package)
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing", "surplus", "no manifest"])
@@ -164,9 +230,34 @@ def test_a_download_does_not_touch_a_folder_of_other_files(package, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(LabError, match="mine holds other files than a downloaded model"):
         registry.download(NAME, "1", tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "mine" / "manifest.json").write_text('{"files": {"icon.png": {}}}')  # as browser extensions have one, too
+    for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", tmp_path / "mine" / ".." / "mine"):
+        with pytest.raises(LabError, match="holds other files than a downloaded model"):
+            registry.download(NAME, "1", out)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(LabError, match="no version 9 of ft-for-travel; it has: 1"):
         registry.download(NAME, "9", tmp_path / "back")
+
+
+def test_a_download_takes_the_place_of_an_earlier_one_also_by_a_link_and_by_dots(package, tmp_path, monkeypatch):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "sub")
+    monkeypatch.chdir(tmp_path / "real")
+    for out in (tmp_path / "link", tmp_path / "link", Path("..") / "real" / "sub"):
+        assert check_manifest(registry.download(NAME, "1", out)) == check_manifest(package)
+    assert sorted(p.name for p in (tmp_path / "real").iterdir()) == ["sub"]
+
+
+def test_a_link_in_the_rehearsals_folder_is_noticed_and_not_followed(package, tmp_path):
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    home = tmp_path / "registry" / NAME / "1" / "model"
+    (home / "again").symlink_to(home)
+    with pytest.raises(LabError, match="was altered in the registry .*again is a link"):
+        registry.download(NAME, "1", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_a_package_of_another_name_is_refused(package, tmp_path):
@@ -182,6 +273,74 @@ def test_the_rehearsal_counts_beyond_nine_and_past_odd_versions(package, tmp_pat
         assert registry.register(package, NAME, create, version=version)["version"] == version
     change(package)
     assert registry.register(package, NAME, create)["version"] == "11"
+
+
+NO_NAMES = ("../escape", "../../x", "/abs", "a/b", ".", "..", ".hidden", "", "a b", "naïve", "x" * 256, "1\n", "²", 1, None)
+NAMES = ("Phi-3.5_mini.int4", "7", "a..b", "x" * 255)
+
+
+@pytest.mark.parametrize("wrong", NO_NAMES, ids=lambda wrong: repr(wrong)[:12])
+def test_a_name_that_no_registry_takes_is_refused_wherever_it_is_given(package, tmp_path, wrong):
+    registry = LocalRegistry(tmp_path / "deep" / "registry", tmp_path / "logs")
+    registry.register(package, NAME, creator(registry, package))
+    everything = sorted(tmp_path.rglob("*"))
+    refuses_names(registry, package, tmp_path / "back", wrong)
+    assert sorted(tmp_path.rglob("*")) == everything
+
+
+def refuses_names(registry, package, out, wrong):
+    """Tries every call that takes a name or a version."""
+    calls, again = (
+        {
+            "name": [
+                lambda: labkit.write_manifest(package, wrong),
+                lambda: registry.register(package, wrong, None),
+                lambda: registry.contents(wrong),
+                lambda: registry.costs(wrong),
+                lambda: registry.files(wrong, "1"),
+                lambda: registry.download(wrong, "1", out),
+                lambda: registry.remove(wrong, "1"),
+            ],
+            "version": [
+                lambda: registry.files(NAME, wrong),
+                lambda: registry.download(NAME, wrong, out),
+                lambda: registry.remove(NAME, wrong),
+            ],
+        },
+        registry.contents(NAME),
+    )
+    if wrong is not None:  # then the next free one is taken
+        calls["version"].append(lambda: registry.register(package, NAME, None, version=wrong))
+    for kind in calls:
+        for call in calls[kind]:
+            with pytest.raises(LabError, match=f"cannot be the {kind} of a model.*at most 255 letters"):
+                call()
+    assert registry.contents(NAME) == again
+
+
+@pytest.mark.parametrize("wrong", ["../escape", "/abs", "..", "."])
+def test_the_bare_call_of_the_cell_writes_nothing_outside_either(package, tmp_path, wrong):
+    registry = LocalRegistry(tmp_path / "deep" / "registry", tmp_path / "logs")
+    for name, version in ((wrong, "1"), (NAME, wrong)):
+        with pytest.raises(LabError, match="of a model"):
+            registry.create_or_update(SimpleNamespace(name=name, version=version, path=package))
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:12])
+def test_names_that_azure_takes_go_through(package, tmp_path, name):
+    labkit.write_manifest(package, name)
+    registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
+
+    def create(version):
+        properties = {"content_sha256": check_manifest(package)["content_sha256"]}
+        asset = Model(name=name, version=version, type="custom_model", path=package, properties=properties)
+        return registry.client.models.create_or_update(asset)
+
+    assert registry.register(package, name, create, version=name)["version"] == name
+    assert check_manifest(registry.download(name, name, tmp_path / "back"))["name"] == name
+    registry.remove(name, name)
+    assert not registry.contents(name)
 
 
 def test_a_full_disk_in_the_rehearsal_says_so(package, tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""Checkouts as git's settings make them, and folders whose names mean something to a shell, to a glob or to a loader."""
+
+import hashlib
+import subprocess
+
+import pytest
+
+from labkit.profiles import ROOT
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A function that clones this repository's HEAD, with settings of git's own, into a folder of the given name."""
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+
+    def make(name="clone", *settings):
+        options = [part for setting in settings for part in ("-c", setting)]
+        command = ["git", "clone", "-q", *options, str(ROOT), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "settings", [("core.autocrlf=true",), ("core.autocrlf=false", "core.eol=crlf"), ("core.autocrlf=input",)]
+)
+def test_every_checkout_has_the_bytes_that_were_committed(clone, settings):
+    home = clone("clone", *settings)
+    stored = subprocess.run(["git", "ls-tree", "-r", "HEAD"], cwd=home, capture_output=True, text=True, check=True).stdout
+    wrong = []
+    for line in stored.splitlines():
+        about, _, name = line.partition("\t")
+        content = (home / name).read_bytes()
+        if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != about.split()[2]:
+            wrong.append(name)
+    assert not wrong
+    assert b"\r" not in (home / "data" / "travel.jsonl").read_bytes()
+    assert not subprocess.run(["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([home / "lab", "help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: ./lab" in done.stdout, done.stderr
