@@ -1,5 +1,6 @@
 """Models as people bring them: fetched whole, or refused in one paragraph; nothing of theirs is run."""
 
+import ast
 import json
 import os
 import shutil
@@ -173,6 +174,26 @@ def test_an_attention_from_the_hub_is_not_taken(tiny, tmp_path):
     edit(tiny / "config.json", attn_implementation="somebody/own-kernel")
     out = fetch(tiny, tmp_path / "out")
     assert same_weights(out, tiny) and b"own-kernel" not in (out / "config.json").read_bytes()
+
+
+def test_no_call_of_the_labs_leaves_remote_code_open():
+    """transformers asks on standard input where trust_remote_code is not given."""
+    sources = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "labkit").rglob("*.py")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        sources[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found, still_open = 0, []
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = getattr(node.func.value, "id", "")
+            if node.func.attr in ("from_pretrained", "from_config") and owner.startswith("Auto"):
+                found += 1
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if given.get("trust_remote_code") != "False":
+                    still_open.append(f"{name}: {ast.unparse(node)[:90]}")
+    assert found > 20 and not still_open, "\n".join(still_open)
 
 
 # ---- folders that are refused

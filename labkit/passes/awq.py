@@ -31,7 +31,7 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     length = 128
     if sum(map(len, calibration)) < length:
         raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     model = AutoAWQForCausalLM.from_pretrained(
         str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
     )
