@@ -26,10 +26,10 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     for name in [k.removesuffix(".qweight") for k in packed if k.endswith(".qweight")]:
         parts = (packed[f"{name}.{part}"].to(device) for part in ("qweight", "qzeros", "scales"))
         dense[f"{name}.weight"] = dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous().cpu()
-    config = AutoConfig.from_pretrained(awq_dir)
+    config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
     del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise LabError(
@@ -37,7 +37,7 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
         )
     model.tie_weights()
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(awq_dir).save_pretrained(out)
+    AutoTokenizer.from_pretrained(awq_dir, trust_remote_code=False).save_pretrained(out)
 
 
 def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
