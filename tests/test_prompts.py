@@ -47,7 +47,7 @@ def saved(request, tmp_path) -> Path:
         source = tmp_path / "source"
         small = small_tokenizer() if request.param == "phi-3, small" else tokenizer_with(template(request.param))
         small.save_pretrained(source)
-    save_tokenizer(source, tmp_path / "saved")
+    save_tokenizer(load_tokenizer(source), tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -124,7 +124,7 @@ def test_a_control_token_behind_a_normalizer_is_refused():
 
 def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
     tokenizer_with(template("llama3")).save_pretrained(tmp_path / "source")
-    save_tokenizer(tmp_path / "source", tmp_path / "saved")
+    save_tokenizer(load_tokenizer(tmp_path / "source"), tmp_path / "saved")
     today = time.strftime("%d %b %Y")
     monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((2031, 1, 2, 0, 0, 0, 3, 2, 0)))
     tokenizer = load_tokenizer(tmp_path / "saved")
@@ -136,7 +136,7 @@ def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
 
 def test_a_model_that_can_think_does_not(tmp_path):
     tokenizer_with(template("qwen3")).save_pretrained(tmp_path / "source")
-    save_tokenizer(tmp_path / "source", tmp_path / "saved")
+    save_tokenizer(load_tokenizer(tmp_path / "source"), tmp_path / "saved")
     assert prompt_text(load_tokenizer(tmp_path / "saved"), "Hi").endswith("assistant\n<think>\n\n</think>\n\n")
 
 
