@@ -11,6 +11,7 @@ _HOME = {
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",
+    "fitting": "data",
     "split_records": "data",
     "load_tokenizer": "prompts",
     "genai_tokenizer": "prompts",

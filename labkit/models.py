@@ -173,10 +173,11 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     model.save_pretrained(out)
     config = checkpoints.read_object(source / CONFIG)
     changed = {"dtype" if "dtype" in config else "torch_dtype": "float16", "auto_map": None, "attn_implementation": None}
-    if (tied := model.config.tie_word_embeddings) != AutoConfig.from_pretrained(
-        source, trust_remote_code=False
-    ).tie_word_embeddings:
-        changed["tie_word_embeddings"] = tied
+    declared = AutoConfig.from_pretrained(source, trust_remote_code=False).tie_word_embeddings
+    if model.config.tie_word_embeddings != declared:  # the weights decide
+        changed["tie_word_embeddings"] = model.config.tie_word_embeddings
+    if "architectures" not in config:
+        changed["architectures"] = [type(model).__name__]
     carry_settings(source, out, **changed)
     save_tokenizer(tokenizer, out)
     _check_answers(out)

@@ -17,7 +17,6 @@ import pytest
 
 import labkit
 from labkit import workspace
-from labkit.data import load_records, split_records
 from labkit.errors import LabError
 from labkit.machine import Check, preflight, require
 from labkit.profiles import PROFILES, ROOT, resolve_profile
@@ -45,78 +44,6 @@ def test_public_names_are_all_there():
 def test_importing_labkit_needs_the_standard_library_only():
     code = "import sys, labkit, labkit.commands; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'psutil', 'olive')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# ---- data
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ('{"prompt": "a", "response": ', "not valid JSON"),
-        ("[1, 2]", "a list, not an object"),
-        ('{"prompt": "a"}', '"response" is missing'),
-        ('{"prompt": " ", "response": "b"}', '"prompt" is missing, empty'),
-        ('{"prompt": 3, "response": "b"}', '"prompt" is missing, empty or not a text'),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path, row, said):
-    path = lines(tmp_path / "d.jsonl", qa(1), "", row)
-    with pytest.raises(LabError, match="line 3") as error:
-        load_records(path)
-    assert said in str(error.value) and str(path) in str(error.value)
-
-
-def test_bytes_that_are_no_text_are_named(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(json.dumps(qa(1)).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(LabError, match="line 2.*UTF-8"):
-        load_records(path)
-
-
-def test_a_byte_order_mark_blank_lines_and_more_keys_do_no_harm(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_text("\ufeff" + json.dumps(qa(1) | {"source": "x"}) + "\n\n", encoding="utf-8")
-    assert load_records(path) == [qa(1) | {"source": "x"}]
-
-
-def test_fewer_records_than_a_batch(tmp_path):
-    with pytest.raises(LabError, match="has 2 records, and at least 4"):
-        load_records(lines(tmp_path / "d.jsonl", qa(1), qa(2)), at_least=4)
-
-
-def test_split_keeps_prompts_together_and_is_stable():
-    records = [qa(n % 190) | {"response": f"Answer {n}."} for n in range(289)]
-    train, held = split_records(records)
-    assert len(train) + len(held) == 289 and len(held) >= 30
-    assert not {r["prompt"] for r in train} & {r["prompt"] for r in held}
-    assert (train, held) == split_records(records)
-
-
-def test_destinations_that_are_no_text_are_ignored():
-    records = [qa(n) | {"destination": n if n % 2 else None} for n in range(20)]
-    train, held = split_records(records)
-    assert train and held
-
-
-def test_one_prompt_alone_cannot_be_split():
-    with pytest.raises(LabError, match="same prompt"):
-        split_records([qa(1), qa(1)])
-
-
-def test_travel_data_is_as_documented():
-    records = load_records(CPU.data)
-    train, held = split_records(records)
-    assert len({r["prompt"] for r in records}) == len(records) >= 320
-    assert len({r["prompt"] for r in held}) >= 40
-    places = {r["destination"] for r in held}
-    assert not places & {r["destination"] for r in train}
-    text = " ".join(r["prompt"] + " " + r["response"] for r in train)
-    assert not [place for place in places if place in text]
-    for record in records:
-        assert record["response"].startswith(f"{record['destination']}, in short: ")
-        assert record["response"].count("Pocket tip: ") == 1
-    assert workspace.sha256(Path(CPU.data)) in (ROOT / "data" / "README.md").read_text()
 
 
 # ---- profiles
