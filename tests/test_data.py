@@ -7,6 +7,7 @@ import io
 import json
 import os
 import runpy
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,7 @@ HOSTILE = {
     "gz cut off": ("d.jsonl.gz", gzip.compress(TWO * 50)[:-20], "gzip file is cut off or damaged"),
     "gz of two bytes": ("d.jsonl.gz", b"\x1f\x8b", "gzip file is cut off or damaged"),
     "gz damaged": ("d.jsonl.gz", gzip.compress(TWO)[:12] + bytes(40), "gzip file is cut off or damaged"),
+    "gz with a block of no type": ("d.jsonl.gz", gzip.compress(TWO)[:10] + b"\xff" * 40, "gzip file is cut off or damaged"),
     "gz with other bytes behind": ("d.jsonl.gz", gzip.compress(TWO) + b"tail", "gzip file is cut off or damaged"),
     "gz in two members": ("d.jsonl.gz", gzip.compress(GOOD) + gzip.compress(jsonl(qa(2))), 2),
     "gz without the name": ("d.jsonl", gzip.compress(TWO), 2),
@@ -287,10 +289,14 @@ def test_parquet_with_bytes_that_are_no_text(tmp_path):
 def test_a_file_that_grows_is_stopped(tmp_path, monkeypatch, bomb):
     """A megabyte of gzip or Parquet can hold gigabytes; a smaller limit keeps the test small."""
     monkeypatch.setattr(rows, "LIMIT", 2**22)
-    spaces = b" " * 2**23
+    spaces = b" " * 2**26
     content = {"gz": gzip.compress(spaces), "plain": spaces, "parquet": table(*[qa(1) | {"response": "a" * 50_000}] * 200)}[bomb]
+    path = saved(tmp_path, "d.parquet" if bomb == "parquet" else "d.jsonl", content)
+    tracemalloc.start()
     with pytest.raises(LabError, match="holds more than 4 MB"):
-        load_records(saved(tmp_path, "d.parquet" if bomb == "parquet" else "d.jsonl", content))
+        load_records(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
     monkeypatch.undo()
     assert 2**26 < rows.LIMIT <= 2**30
 
