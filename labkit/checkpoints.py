@@ -112,15 +112,21 @@ def read_tokenizer(folder: Path, *, rows: int):
 
     Raises LabError where it is missing or damaged, has no chat template, or has tokens that the model does not.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+    whole = (folder / "tokenizer.json").is_file()
+    if (folder / "tokenizer.model").is_file() and not whole:
         raise LabError(
             f"the tokenizer in {folder} is SentencePiece's tokenizer.model alone, and GenAI needs a tokenizer.json. Make one "
             "where the package sentencepiece is installed: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # tokenizer.json as it is, as GenAI reads it: where its class has a name such as LlamaTokenizer, transformers 5 makes
+        # rules of its own, and Phi-3 gets another first token in each turn
+        if whole:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         raise LabError(
             f"the tokenizer in {folder} is missing or cannot be read ({_line(error)}). Fetch the model again; a tokenizer that "

@@ -443,6 +443,39 @@ def test_a_tokenizer_in_its_parts_becomes_one_file(tiny, tmp_path):
     assert (out / "tokenizer.json").is_file() and AutoTokenizer.from_pretrained(out).decode([39, 72]) == "Hi"
 
 
+PHI = ROOT.parent / "shared" / "models" / "phi-3-mini-tokenizer"
+TEXTS = ["<|user|>\nHi, it is 1995<|end|>\n<|assistant|>\n", " a  b", "née 3.14\n"]
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer", "Phi-3"])
+def test_a_tokenizer_does_what_its_file_says(kind, tiny, tmp_path):
+    """For some names of a class, transformers 5 builds other rules than those of tokenizer.json, which GenAI goes by."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    if kind == "Phi-3":
+        if not PHI.is_dir():
+            pytest.skip(f"{PHI} is not there")
+        edit(tiny / "config.json", vocab_size=32064)
+        edit_weights(tiny, add("float16", 32064, 64, name="model.embed_tokens.weight"))
+        for path in PHI.iterdir():
+            shutil.copy(path, tiny / path.name)
+        (tiny / "chat_template.jinja").unlink()
+    else:
+        written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        written.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        (tiny / "tokenizer.json").unlink()
+        written.save(str(tiny / "tokenizer.json"))
+        edit(tiny / "tokenizer_config.json", tokenizer_class=kind)
+    written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    found = AutoTokenizer.from_pretrained(fetch(tiny, tmp_path / "out"))
+    assert [found(text).input_ids for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
+    rules = [json.loads(each.to_str()) for each in (found.backend_tokenizer, written)]
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        assert rules[0][part] == rules[1][part]
+
+
 def add_tokens(folder: Path, *tokens: str, special: bool = True) -> None:
     from transformers import AutoTokenizer
 
