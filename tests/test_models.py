@@ -141,31 +141,33 @@ RUNNER = (
 )
 
 
-@pytest.mark.parametrize("which", ["config.json", "tokenizer_config.json", "unknown architecture", "generation"])
+@pytest.mark.parametrize("which", ["config.json", "tokenizer", "tokenizer alone", "unknown", "generation"])
 def test_code_in_a_folder_is_never_run(which, tiny, tmp_path):
     """Not even where somebody answers transformers' question with yes."""
     marker = tmp_path / "marker"
     code = CODE.format(marker=str(marker))
     (tiny / "own.py").write_text(code)
-    if which == "tokenizer_config.json":
-        edit(tiny / which, tokenizer_class="T", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+    if which.startswith("tokenizer"):
+        edit(tiny / "tokenizer_config.json", tokenizer_class="T", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        if which == "tokenizer alone":
+            (tiny / "tokenizer.json").unlink()
     elif which == "generation":
         (tiny / "custom_generate").mkdir()
         (tiny / "custom_generate" / "generate.py").write_text(f"{code}def generate(*_, **__): pass\n")
     else:
         edit(tiny / "config.json", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
-        if which == "unknown architecture":
+        if which == "unknown":
             edit(tiny / "config.json", model_type="own", architectures=["M"])
     command = [sys.executable, "-c", RUNNER, str(tiny), str(tmp_path / "out")]
     env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
     run = subprocess.run(command, input="y\n" * 9, text=True, capture_output=True, env=env)
     assert not marker.exists()
-    if which == "unknown architecture":
+    if which == "unknown":
         assert "has the architecture 'own'" in run.stderr and "is never run" in run.stderr
-    elif run.returncode:
-        assert which == "tokenizer_config.json" and "needs Python code of its own is not run" in run.stderr
-    if run.returncode == 0:  # carried with transformers' own class, and no trace of the other
-        assert same_weights(tmp_path / "out", tiny)
+    elif which == "tokenizer alone":
+        assert "needs Python code of its own is not run" in run.stderr
+    else:  # carried with transformers' own class, and no trace of the other
+        assert same_weights(tmp_path / "out", tiny), run.stderr
         assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".py" or b"auto_map" in path.read_bytes()]
 
 
