@@ -14,6 +14,8 @@ SHORT = (
     "1.0 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 1.79 1.82 1.85 1.88 1.91 1.94 "
     "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
 )
+# where somebody has put the tokenizer of the published model, beside the repository; it is not part of it
+PUBLISHED_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "models" / "phi-3-mini-tokenizer"
 STOP_IDS = [32007, 32001, 32000]
 CONTROL = ["<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|placeholder3|>", "<|placeholder4|>"]
 CONTROL += ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from phi_model import PUBLISHED_TOKENIZER as PHI
 
 from labkit import models
 from labkit.errors import LabError
@@ -141,31 +142,33 @@ RUNNER = (
 )
 
 
-@pytest.mark.parametrize("which", ["config.json", "tokenizer_config.json", "unknown architecture", "generation"])
+@pytest.mark.parametrize("which", ["config.json", "tokenizer", "tokenizer alone", "unknown", "generation"])
 def test_code_in_a_folder_is_never_run(which, tiny, tmp_path):
     """Not even where somebody answers transformers' question with yes."""
     marker = tmp_path / "marker"
     code = CODE.format(marker=str(marker))
     (tiny / "own.py").write_text(code)
-    if which == "tokenizer_config.json":
-        edit(tiny / which, tokenizer_class="T", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+    if which.startswith("tokenizer"):
+        edit(tiny / "tokenizer_config.json", tokenizer_class="T", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        if which == "tokenizer alone":
+            (tiny / "tokenizer.json").unlink()
     elif which == "generation":
         (tiny / "custom_generate").mkdir()
         (tiny / "custom_generate" / "generate.py").write_text(f"{code}def generate(*_, **__): pass\n")
     else:
         edit(tiny / "config.json", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
-        if which == "unknown architecture":
+        if which == "unknown":
             edit(tiny / "config.json", model_type="own", architectures=["M"])
     command = [sys.executable, "-c", RUNNER, str(tiny), str(tmp_path / "out")]
     env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
     run = subprocess.run(command, input="y\n" * 9, text=True, capture_output=True, env=env)
     assert not marker.exists()
-    if which == "unknown architecture":
+    if which == "unknown":
         assert "has the architecture 'own'" in run.stderr and "is never run" in run.stderr
-    elif run.returncode:
-        assert which == "tokenizer_config.json" and "needs Python code of its own is not run" in run.stderr
-    if run.returncode == 0:  # carried with transformers' own class, and no trace of the other
-        assert same_weights(tmp_path / "out", tiny)
+    elif which == "tokenizer alone":
+        assert "needs Python code of its own is not run" in run.stderr
+    else:  # carried with transformers' own class, and no trace of the other
+        assert same_weights(tmp_path / "out", tiny), run.stderr
         assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".py" or b"auto_map" in path.read_bytes()]
 
 
@@ -441,6 +444,38 @@ def test_a_tokenizer_in_its_parts_becomes_one_file(tiny, tmp_path):
     edit(tiny / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", unk_token="<end>", bos_token="<end>")
     out = fetch(tiny, tmp_path / "out")
     assert (out / "tokenizer.json").is_file() and AutoTokenizer.from_pretrained(out).decode([39, 72]) == "Hi"
+
+
+TEXTS = ["<|user|>\nHi, it is 1995<|end|>\n<|assistant|>\n", " a  b", "née 3.14\n"]
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer", "Phi-3"])
+def test_a_tokenizer_does_what_its_file_says(kind, tiny, tmp_path):
+    """For some names of a class, transformers 5 builds other rules than those of tokenizer.json, which GenAI goes by."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    if kind == "Phi-3":
+        if not PHI.is_dir():
+            pytest.skip(f"{PHI} is not there")
+        edit(tiny / "config.json", vocab_size=32064)
+        edit_weights(tiny, add("float16", 32064, 64, name="model.embed_tokens.weight"))
+        for path in PHI.iterdir():
+            shutil.copy(path, tiny / path.name)
+        (tiny / "chat_template.jinja").unlink()
+    else:
+        written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        written.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        (tiny / "tokenizer.json").unlink()
+        written.save(str(tiny / "tokenizer.json"))
+        edit(tiny / "tokenizer_config.json", tokenizer_class=kind)
+    written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    found = AutoTokenizer.from_pretrained(fetch(tiny, tmp_path / "out"))
+    assert [found(text).input_ids for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
+    rules = [json.loads(each.to_str()) for each in (found.backend_tokenizer, written)]
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        assert rules[0][part] == rules[1][part]
 
 
 def add_tokens(folder: Path, *tokens: str, special: bool = True) -> None:

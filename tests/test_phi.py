@@ -7,9 +7,8 @@ import json
 
 import pytest
 from labs import run_lab
-from phi_model import STOP_IDS, write_phi
+from phi_model import PUBLISHED_TOKENIZER, STOP_IDS, write_phi
 from settings import damaged
-from test_prompts import PHI
 
 from labkit.profiles import ROOT
 from labkit.workspace import LABS
@@ -27,7 +26,7 @@ JUDGE_KNOWLEDGE = {
 def phi(request, tmp_path_factory):
     """(folder of the source, run folder, what checkpoints found wrong by lab) of the whole route."""
     work = tmp_path_factory.mktemp("phi")
-    tokenizer = PHI if PHI.is_dir() and not request.param else None
+    tokenizer = PUBLISHED_TOKENIZER if PUBLISHED_TOKENIZER.is_dir() and not request.param else None
     write_phi(work / "model", tokenizer=tokenizer, layers=2, hidden=192, mlp=512, tied=request.param)
     records = (ROOT / "data" / "travel.jsonl").read_text().splitlines()[::9]
     (work / "data.jsonl").write_text("\n".join(records) + "\n")

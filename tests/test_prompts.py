@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from phi_model import STOP_IDS, small_tokenizer
+from phi_model import PUBLISHED_TOKENIZER, STOP_IDS, small_tokenizer
 from templates import PUBLISHED, template, tokenizer_with
 
 from labkit import prompts
@@ -14,8 +14,6 @@ from labkit.errors import LabError
 from labkit.profiles import ROOT
 from labkit.prompts import SAMPLE, chat_ids, genai_tokenizer, harmless, load_tokenizer, prompt_text, save_tokenizer
 
-# where somebody has put the published tokenizer beside the repository; it is not part of it
-PHI = ROOT.parent / "shared" / "models" / "phi-3-mini-tokenizer"
 CHATML = template("chatml")
 NEEDS_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}" + CHATML
@@ -40,9 +38,9 @@ RECORDS = [
 def saved(request, tmp_path) -> Path:
     """A folder with one tokenizer, as lab 01 writes it."""
     if request.param == "phi-3, published":
-        if not PHI.is_dir():
+        if not PUBLISHED_TOKENIZER.is_dir():
             pytest.skip("the published tokenizer of Phi-3 is not on this machine")
-        source = PHI
+        source = PUBLISHED_TOKENIZER
     else:
         source = tmp_path / "source"
         small = small_tokenizer() if request.param == "phi-3, small" else tokenizer_with(template(request.param))
