@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from labkit import cloud
+from labkit.architectures import require_carried
 from labkit.errors import LabError, disk_is_full
 from labkit.profiles import Profile
 from labkit.workspace import sha256
@@ -19,7 +20,6 @@ WHEELS = {
         98362432,
     ),
 }
-ARCHITECTURES = ("llama", "phi3")  # what AutoAWQ, PEFT and the ONNX model builder all know, and a test or run has covered
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
@@ -169,17 +169,7 @@ def _check(folder: Path, profile: Profile) -> None:
     from transformers import AutoTokenizer
 
     config = json.loads((folder / "config.json").read_text())
-    if (kind := config.get("model_type")) not in ARCHITECTURES:
-        raise LabError(
-            f"the model in {folder} has the architecture '{kind}', and these labs carry {' and '.join(ARCHITECTURES)}. "
-            "Set LAB_MODEL to a model of one of them."
-        )
-    for name in ("hidden_size", "intermediate_size"):
-        if config[name] % profile.group_size:
-            raise LabError(
-                f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
-                f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
-            )
+    require_carried(folder, config, group_size=profile.group_size, device=profile.device)
     try:
         template = AutoTokenizer.from_pretrained(folder).chat_template
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
