@@ -304,6 +304,32 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
     }
 
 
+@pytest.mark.parametrize("kind", CARRIED)
+def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(kind, tmp_path, byte_tokenizer, monkeypatch):
+    """Without rounding, and with whatever scales, the model stays the same; masks and rotary embeddings differ by block."""
+    from labkit.passes.awq import awq_quantize
+    from labkit.passes.awq_search import DeviceQuantizer
+
+    folder, found, quantize = make(kind, tmp_path / "model", byte_tokenizer), [], DeviceQuantizer._quantize
+    ids = torch.randint(0, 256, (2, 128), generator=torch.Generator().manual_seed(5))
+
+    def noted(self):
+        quantize(self)
+        found.extend([self.inps, self.model(ids).logits])
+
+    monkeypatch.setattr(DeviceQuantizer, "_quantize", noted)
+    monkeypatch.setattr(DeviceQuantizer, "_best_scales", lambda self, *_, inp, **__: 0.5 + torch.rand(inp.shape[-1]))
+    monkeypatch.setattr(DeviceQuantizer, "_clipped", lambda self, weight, inputs: weight)
+    monkeypatch.setattr(DeviceQuantizer, "_packed", lambda self, linear, weight: linear)
+    awq_quantize(folder, tmp_path / "awq", calibration=ids.tolist(), group_size=32, dtype="float32", device="cpu")
+    model = load(folder)
+    model.model.layers[-1].register_forward_hook(lambda *given: found.append(given[2]))
+    with torch.inference_mode():
+        logits = model(ids).logits
+    for mine, wanted in zip(found[:2], (found[2], logits), strict=True):
+        assert (mine - wanted).norm() < 1e-4 * wanted.norm()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
     """Two steps: every linear layer gets an adapter, by the names that lab 03 gives."""
@@ -328,8 +354,8 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
         "eval_strategy": "no",
         "output_dir": str(tmp_path / "trainer"),
     }
-    out = olive_run(workflow | {"data_configs": [data], "passes": {"lora": lora}}, tmp_path / "lora")
-    adapter = load_file(next(out.rglob("adapter_model.safetensors")))
+    olive_run(workflow | {"data_configs": [data], "passes": {"lora": lora}}, tmp_path / "lora")
+    adapter = load_file(next((tmp_path / "lora").rglob("adapter_model.safetensors")))
     linears = [name for name, module in load(folder).model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(adapter) == 2 * len(linears)
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values())  # B starts as zeros
