@@ -76,7 +76,7 @@ def check_config(folder: Path, config: dict) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for name in SIZES:
-        if type(config.get(name)) is not int or config[name] < 1:
+        if type(config.get(name)) is not int or not 1 <= config[name] <= (1000 if "layers" in name else 10**7):
             raise LabError(
                 f"{folder}/config.json has no usable {name} ({config.get(name)!r}, and a whole number is needed). "
                 "Fetch the model again."

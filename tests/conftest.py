@@ -69,21 +69,28 @@ def notebook_runs() -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat template."""
-    import torch
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A tokenizer of bytes, with a chat template."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as tokenizer_models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
     template += "{% if add_generation_prompt %}assistant:{% endif %}"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template)
+
+
+@pytest.fixture
+def tiny(tmp_path, byte_tokenizer):
+    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         tie_word_embeddings=True, eos_token_id=256, pad_token_id=256, max_position_embeddings=256,
@@ -95,5 +102,5 @@ def tiny(tmp_path):
         layer.post_attention_layernorm.weight.data[::16] *= 20
     folder = tmp_path / "tiny"
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
     return folder

@@ -16,6 +16,9 @@ from labkit.prompts import load_tokenizer
 from labkit.quantize import BITS
 from labkit.settings import CONFIG, carry_settings
 
+# architectures that AutoAWQ does not know, and the one whose blocks have the same layers by the same names
+LIKE = {"granite": "llama", "smollm3": "llama", "gemma3_text": "gemma2"}
+
 
 def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
     """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
@@ -26,9 +29,13 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
     """
     import torch
     from awq import AutoAWQForCausalLM
+    from awq.models import auto, base
 
     from labkit.passes.awq_search import quantizer_on
 
+    for new, known in LIKE.items():
+        auto.AWQ_CAUSAL_LM_MODEL_MAP[new] = auto.AWQ_CAUSAL_LM_MODEL_MAP[known]
+        base.TRANSFORMERS_AUTO_MAPPING_DICT[new] = "AutoModelForCausalLM"
     length = 128
     if sum(map(len, calibration)) < length:
         raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")

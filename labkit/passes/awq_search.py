@@ -4,10 +4,13 @@ AutoAWQ copies every weight to the host and back and collects garbage at each of
 model goes to the device once, grid points share what they have in common, and nothing is read back before a search is over.
 """
 
+from unittest import mock
+
 import torch
 from awq.modules.linear import WQLinear_GEMM
 from awq.quantize.quantizer import AwqQuantizer
-from awq.quantize.scale import scale_fc_fc, scale_fc_fcs, scale_ln_fcs
+from awq.quantize.scale import scale_fc_fc, scale_fc_fcs
+from awq.utils.calib_data import get_calib_dataset
 from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, set_op_by_name
 
 from labkit.errors import LabError
@@ -61,10 +64,31 @@ class DeviceQuantizer(AwqQuantizer):
         finally:
             torch.set_float32_matmul_precision(before)
 
+    @torch.no_grad()
+    def init_quant(self, n_samples: int, max_seq_len: int) -> tuple:
+        """(blocks, what each of them is called with besides its input, the input of the first one [records, tokens, channels]).
+
+        From a pass through the model in which no block computes. AutoAWQ notes the arguments of the first block only, and in
+        Gemma's blocks the mask and the rotary embedding differ.
+        """
+        blocks = self.awq_model.get_model_layers(self.model)
+        records = torch.cat(get_calib_dataset(self.calib_data, self.tokenizer, n_samples, max_seq_len))
+        calls = []
+
+        def note(block, hidden_states, **kwargs):
+            calls.append((hidden_states, kwargs | {"use_cache": False, "past_key_values": None}))
+            return hidden_states
+
+        with mock.patch.object(type(blocks[0]), "forward", note):
+            self.model.base_model(records, use_cache=False)
+            (inputs, _), calls[:] = calls[0], []
+            self.model.base_model(records[:1], use_cache=False)  # masks of one record serve all
+        return blocks, [kwargs for _, kwargs in calls], inputs
+
     def _quantize(self) -> None:
-        kwargs = self._block_kwargs()
         self.inps = self.inps.to(self.device)
-        for block in self.modules:
+        for block, kwargs in zip(self.modules, self.module_kwargs, strict=True):
+            kwargs = self._moved(kwargs)
             block.to(self.device)
             linears = exclude_layers_to_not_quantize(get_named_linears(block), self.modules_to_not_convert)
             inputs = self._inputs(block, linears, kwargs)
@@ -77,13 +101,7 @@ class DeviceQuantizer(AwqQuantizer):
                 set_op_by_name(block, name, self._packed(linear, weight))
             block.cpu()
 
-    def _block_kwargs(self) -> dict:
-        kwargs = {key: value for key, value in self.module_kwargs.items() if key != "use_cache"}
-        kwargs.setdefault("attention_mask", None)
-        if kwargs.get("position_embeddings") is None:
-            rotary = self.model.model.rotary_emb.to(self.device)
-            kwargs["position_embeddings"] = rotary(self.inps[:1].to(self.device), kwargs["position_ids"].to(self.device))
-
+    def _moved(self, kwargs: dict) -> dict:
         def move(value):
             return value.to(self.device) if isinstance(value, torch.Tensor) else value
 
@@ -196,7 +214,10 @@ class DeviceQuantizer(AwqQuantizer):
         if isinstance(prev_op, torch.nn.Linear):
             (scale_fc_fc if len(layers) == 1 else scale_fc_fcs)(prev_op, *(layers if len(layers) == 1 else [layers]), scales)
         else:
-            scale_ln_fcs(prev_op, layers, scales)
+            offset = 1 if "Gemma" in type(prev_op).__name__ else 0  # Gemma's norms multiply by 1 + weight
+            prev_op.weight.data = (prev_op.weight.data + offset) / scales - offset
+            for layer in layers:
+                layer.weight.data *= scales
         if self.apply_clip:
             group["inp"].div_(scales.to(group["inp"].dtype))
 

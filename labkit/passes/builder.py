@@ -105,6 +105,26 @@ def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
     )
 
 
+def _init(self, config, *args, make=Model.__init__):
+    """The builder reads names of transformers 4, which transformers 5 no longer gives to a configuration."""
+    rope = config.rope_parameters
+    if "full_attention" in rope:  # Gemma 3, whose layers of two kinds have two rotary embeddings
+        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+        config.rope_parameters = rope = rope["full_attention"]
+    rope.setdefault("type", rope["rope_type"])
+    make(self, config, *args)
+
+
+def _make_attention(self, layer_id, attention, root_input, make=Model.make_attention, **kwargs):
+    """With the layer's own window, which the builder guesses from its number, and no rotation where a layer has none."""
+    window = self.window_size
+    self.window_size = getattr(attention, "sliding_window", window) or -1
+    if self.attention_attrs["op_type"] == "GroupQueryAttention":
+        self.attention_attrs["rope"] = self.attention_attrs["use_rope_in_attn"]
+    make(self, layer_id, attention, root_input, **kwargs)
+    self.window_size = window
+
+
 def _make_attention_init(self, make=Model.make_attention_init):
     make(self)
     self.attention_attrs["use_packed_matmul"] = self.attention_attrs["op_type"] == "GroupQueryAttention"
@@ -164,6 +184,8 @@ def _update_genai_config(self, genai_config):
 
 
 HOOKS = {
+    "__init__": _init,
+    "make_attention": _make_attention,
     "update_genai_config": _update_genai_config,
     "make_attention_init": _make_attention_init,
     "make_packed_matmul_float_class": _make_packed_matmul_float_class,
