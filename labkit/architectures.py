@@ -80,7 +80,7 @@ def require_carried(folder: Path, config: dict, *, device: str) -> None:
 
 
 def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
-    """Raises LabError if layers of the model in *folder* do not divide into groups, or if the builder computes other positions."""
+    """Raises LabError if layers of the model in *folder* do not divide into groups, or the builder computes other positions."""
     from transformers import AutoConfig
 
     full = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # with the defaults of what config.json leaves out

@@ -46,7 +46,8 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
 def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     """How exactly the int4 layers of the ONNX model hold the AWQ grid of the dense checkpoint.
 
-    {"layers", "worst_relative_error" (Frobenius, of one layer), "same_groups" (share whose integers are all the same)}.
+    {"share_of_weights" (of the checkpoint's layers, found in the model), "worst_relative_error" (Frobenius, of one layer),
+    "same_groups" (share whose integers are all the same)}.
     """
     import onnx
     from onnx import numpy_helper
@@ -55,7 +56,7 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
     graph = onnx.load(onnx_dir / "model.onnx").graph
     weights = {initializer.name: initializer for initializer in graph.initializer}
     dense = _tensors(dense_dir)
-    errors, same, groups = [], 0, 0
+    errors, same, groups, found = [], 0, 0, 0
     for node in graph.node:
         if node.op_type != "MatMulNBits" or "/layers." not in node.name:
             continue
@@ -71,9 +72,11 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
         errors.append((((q - zero) * scale - wanted).norm() / wanted.norm()).item())
         same += int((torch.round(wanted / scale) + zero == q).all(-1).sum())
         groups += scale.numel()
+        found += wanted.numel()
     if not errors:
         raise LabError(f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. Run lab 04 again.")
-    return {"layers": len(errors), "worst_relative_error": max(errors), "same_groups": same / groups}
+    there = sum(weight.numel() for name, weight in dense.items() if ".layers." in name and weight.dim() == 2)
+    return {"share_of_weights": found / there, "worst_relative_error": max(errors), "same_groups": same / groups}
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
