@@ -297,7 +297,7 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
     return {
         "AWQ": found.values <= 16 and found.awq < 1.2 * found.plain_rounding,
         "LoRA": found.trained == found.linears <= LINEARS and found.effect > 0.5 and found.joined == 2 * 4 * layers,
-        "integers": found.parity["layers"] == 4 * layers and found.parity["same_groups"] >= 0.99,
+        "integers": found.parity["share_of_weights"] == 1 and found.parity["same_groups"] >= 0.99,
         "loss": found.off < 0.15,
         "loss with adapter": found.on < 0.15,
         "answers": max(found.worse) < 0.4,
