@@ -100,6 +100,14 @@ def test_a_name_that_no_registry_takes_is_refused_before_anything_is_written(reg
     assert not writes(azure, since=before) and not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("name", ["with [brackets]", "s3::http colons", "ünï ço dé"])
+def test_a_package_may_lie_in_a_folder_of_any_name(registry, azure, package, tmp_path, name):  # noqa: F811
+    (tmp_path / name).mkdir()
+    package = package.rename(tmp_path / name / "package")
+    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(azure, package)
+    assert check_manifest(registry.download(NAME, "1", tmp_path / name / "back")) == check_manifest(package)
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "loop"])
 def test_a_link_in_a_package_is_refused_before_a_byte_is_sent(registry, azure, package, kind):  # noqa: F811
     odd_file(package, kind)

@@ -121,11 +121,12 @@ def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path
     nbclient.NotebookClient(notebook, kernel_name="python3", allow_errors=True, coalesce_streams=True).execute(
         env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
     )
-    executed = run.executed_path(tmp_path, "05")
-    executed.parent.mkdir()
+    home = tmp_path / "brackets [1]::é"  # no glob, and no address of a loader
+    executed = run.executed_path(home, "05")
+    executed.parent.mkdir(parents=True)
     nbformat.write(notebook, executed)
-    report = run.write_report(tmp_path)
-    with sync_playwright() as playwright, jupyterlab(tmp_path, tmp_path / "jupyterlab.log") as address:
+    report = run.write_report(home)
+    with sync_playwright() as playwright, jupyterlab(home, tmp_path / "jupyterlab.log") as address:
         expect.set_options(timeout=60_000)
         chromium = playwright.chromium.launch(executable_path=browser)
         page = chromium.new_page(viewport={"width": 1280, "height": 4000})
@@ -134,7 +135,7 @@ def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path
             shown_as_they_are(page, box='[data-mime-type="text/html"]')
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled(timeout=180_000)
             shown_as_they_are(page, box=".widget-vbox")
             page.goto(report.as_uri())
             shown_as_they_are(page, box=None)
@@ -152,7 +153,7 @@ def shown_as_they_are(page, *, box):
     if box:
         expect(page.locator(".jp-MarkdownOutput mjx-container")).to_have_count(1)
         expect(page.locator(box).filter(has_text="Question")).to_have_count(1)
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(3000)  # what would run or be set, is by then
     assert page.evaluate("window.ran") is None
     expect(page.locator(".jp-OutputArea-output mjx-container")).to_have_count(0)
     expect(page.locator(".jp-OutputArea-output svg, .jp-OutputArea-output img:not([alt])")).to_have_count(0)

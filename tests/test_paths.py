@@ -4,8 +4,12 @@ import hashlib
 import subprocess
 
 import pytest
+from test_registry import NAME, creator, package  # noqa: F401
 
 from labkit.profiles import ROOT
+from labkit.registry import LocalRegistry, check_manifest
+
+ODD = ("with [brackets] a-z", "s3::http colons", "ünï ço dé", "$HOME *?'\" quotes")
 
 
 @pytest.fixture
@@ -42,3 +46,33 @@ def test_every_checkout_has_the_bytes_that_were_committed(clone, settings):
     assert not subprocess.run(["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True).stdout
     done = subprocess.run([home / "lab", "help"], capture_output=True, text=True)
     assert done.returncode == 0 and "usage: ./lab" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["brackets [1-9] {a,b}", "ünï ço dé", "$HOME *?'\" quotes", "-dash"])
+def test_a_clone_may_lie_in_a_folder_of_any_name(clone, name):
+    done = subprocess.run([clone(name) / "lab", "status"], capture_output=True, text=True)
+    assert done.returncode == 0 and "01 setup" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["s3::clone", "a:b"])
+def test_a_clone_with_a_colon_in_its_path_is_refused_in_one_sentence(clone, name):
+    home = clone(name)
+    (home / "lab").write_bytes((ROOT / "lab").read_bytes())
+    done = subprocess.run([home / "lab", "status"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert (
+        done.stderr
+        == f"error: the folder of the labs, {home}, has a colon in its path. Move it to a path without one and run ./lab again.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_run_folder_may_have_any_name(package, tmp_path, name):  # noqa: F811
+    runs = tmp_path / name
+    sent = package.rename(tmp_path / f"package {name}")
+    registry = LocalRegistry(runs / "registry", runs / "logs")
+    assert registry.register(sent, NAME, creator(registry, sent))["version"] == "1"
+    assert registry.register(sent, NAME, creator(registry, sent))["new"] is False
+    assert check_manifest(registry.download(NAME, "1", runs / "back")) == check_manifest(sent)
+    registry.remove(NAME, "1")
+    assert not registry.contents(NAME)
