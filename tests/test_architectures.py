@@ -19,7 +19,7 @@ from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_r
 from labkit.errors import LabError
 from labkit.models import fetch_model
 from labkit.profiles import PROFILES, ROOT
-from labkit.workspace import Lab
+from labkit.workspace import Lab, notebook_path
 
 CPU = PROFILES["cpu"]
 PAGE = ROOT / "docs" / "MODELS.md"
@@ -359,6 +359,46 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
     linears = [name for name, module in load(folder).model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(adapter) == 2 * len(linears)
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values())  # B starts as zeros
+
+
+# ---- what the notebooks look at
+
+
+def cell_of(number: str, start: str) -> str:
+    """Source of the one cell of a lab that has a line which begins with *start*."""
+    cells = ("".join(cell["source"]) for cell in json.loads(notebook_path(number).read_text())["cells"])
+    return next(cell for cell in cells if re.search(f"^{re.escape(start)}", cell, re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_tokenizer):
+    from labkit.passes.awq_search import DeviceQuantizer
+
+    block, search = load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1], object.__new__(DeviceQuantizer)
+    scope, scales, search.apply_clip = (
+        {"block": block, "torch": torch},
+        0.5 + torch.rand(CASES[kind].get("hidden_size", 64)),
+        False,
+    )
+    lines = (cell_of("02", "norm = ") + "\n" + cell_of("02", "scale = ")).splitlines()
+    before, after = ([line for line in lines if line.startswith(starts)] for starts in (("ones = ", "norm = "), "scale = "))
+    exec("\n".join(before), scope)
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
+    exec("\n".join(after), scope)
+    torch.testing.assert_close(scope["scale"], scales, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["phi3", "gemma3_text", "llama"])
+def test_lab_04_counts_the_operators_before_fusion(kind, tmp_path, byte_tokenizer):
+    from collections import Counter
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    scope = {"AutoConfig": AutoConfig, "AutoModelForCausalLM": AutoModelForCausalLM, "torch": torch, "Counter": Counter}
+    scope["dense_dir"] = make(kind, tmp_path / "model", byte_tokenizer)
+    exec(cell_of("04", "def unfused():").split("\n\n\nbefore")[0], scope)
+    assert scope["unfused"]()["operators"]["MatMul"] >= 4
 
 
 # ---- refused
