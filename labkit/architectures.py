@@ -71,7 +71,7 @@ def require_carried(folder: Path, config: dict, *, group_size: int, device: str)
             f"the model in {folder} is a Gemma, whose activations are too large for the 16-bit floats of the gpu profile. "
             "Use the cpu profile, which computes in 32 bits, or another model."
         )
-    full = AutoConfig.from_pretrained(folder)  # with the defaults of what config.json leaves out
+    full = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # with the defaults of what config.json leaves out
     head = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     sizes = {
         "hidden_size": full.hidden_size,

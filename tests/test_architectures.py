@@ -249,20 +249,20 @@ def route(tmp_path_factory, byte_tokenizer):
 # ---- carried
 
 
-def same_logits(folder: Path, tmp_path: Path) -> dict[int, float]:
-    """Tokens -> relative difference of the logits, between transformers and the graph in 32 bits."""
+def same_logits(folder: Path, tmp_path: Path, *, provider: str = CPU.provider, precision: str = "fp32") -> dict[int, float]:
+    """Tokens -> relative difference of the logits, between transformers and the graph for *provider*, run on the CPU."""
     from labkit.evaluate import _onnx_logits
 
-    workflow = Lab("04", CPU).workflow("optimize", model_path=folder)
+    workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=folder)
     del workflow["input_model"]["adapter_path"]
-    capture = {"type": "LoraModelBuilder", "precision": "fp32", "extra_options": {"hf_remote": False}}
+    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": {"hf_remote": False}}
     logits = _onnx_logits(olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx"), CPU.provider, None)
     model, found = load(folder), {}
     ids = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(5)).tolist()
     for count in (8, 32, 33, 64, 65, 200):  # below and beyond each window and original length
         with torch.inference_mode():
             wanted = model(torch.tensor([ids[:count]])).logits[0]
-        found[count] = ((logits(ids[:count]) - wanted).norm() / wanted.norm()).item()
+        found[count] = ((logits(ids[:count]).float() - wanted).norm() / wanted.norm()).item()
     return found
 
 
@@ -270,6 +270,13 @@ def same_logits(folder: Path, tmp_path: Path) -> dict[int, float]:
 def test_the_graph_computes_what_transformers_computes(kind, tmp_path, byte_tokenizer):
     found = same_logits(make(kind, tmp_path / "model", byte_tokenizer), tmp_path)
     assert max(found.values()) < 1e-4, found
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CARRIED if not kind.startswith("gemma")])
+def test_the_graph_for_a_gpu_computes_the_same_in_16_bits(kind, tmp_path, byte_tokenizer):
+    folder = make(kind, tmp_path / "model", byte_tokenizer)
+    found = same_logits(folder, tmp_path, provider="CUDAExecutionProvider", precision="fp16")
+    assert max(found.values()) < 0.01, found
 
 
 @pytest.mark.parametrize("kind", ["llama", "granite"])
@@ -298,9 +305,9 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
         "AWQ": found.values <= 16 and found.awq < 1.2 * found.plain_rounding,
         "LoRA": found.trained == found.linears <= LINEARS and found.effect > 0.5 and found.joined == 2 * 4 * layers,
         "integers": found.parity["layers"] == 4 * layers and found.parity["same_groups"] >= 0.99,
-        "loss": found.off < 0.15,
-        "loss with adapter": found.on < 0.15,
-        "answers": max(found.worse) < 0.4,
+        "loss": found.off < 0.2,
+        "loss with adapter": found.on < 0.2,
+        "answers": max(found.worse) < 1,
     }
 
 

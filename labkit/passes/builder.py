@@ -15,7 +15,7 @@ from labkit.quantize import BITS
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with six things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with eight things put right.
 
     A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in float
     first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the end, one by one in numpy.
@@ -26,6 +26,11 @@ class LoraModelBuilder(ModelBuilder):
     The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
 
     On CUDA, LongRoPE's choice between its two tables is a Where: ONNX Runtime records no CUDA graph of a model with an If.
+
+    A configuration as transformers 5 writes it is read: Gemma 3 has its two rotary embeddings in one table there.
+
+    Each layer has the window of attention and the rotary embedding that the model gives it, or none: the builder counts from
+    the wrong end in Gemma 2, and fails where SmolLM3 has no rotary embedding.
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
