@@ -25,7 +25,7 @@ CPU = PROFILES["cpu"]
 PAGE = ROOT / "docs" / "MODELS.md"
 LINEARS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LONG = {"type": "longrope", "long_factor": [2.0 + i for i in range(24)], "short_factor": [1 + i / 8 for i in range(24)]}
+LONG = {"rope_type": "longrope", "long_factor": [2.0 + i for i in range(24)], "short_factor": [1 + i / 8 for i in range(24)]}
 TWO_ROPES = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},

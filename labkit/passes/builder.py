@@ -29,8 +29,8 @@ class LoraModelBuilder(ModelBuilder):
 
     A configuration as transformers 5 writes it is read: Gemma 3 has its two rotary embeddings in one table there.
 
-    Each layer has the window of attention and the rotary embedding that the model gives it, or none: the builder counts from
-    the wrong end in Gemma 2, and fails where SmolLM3 has no rotary embedding.
+    Each layer has the window of attention and the rotary embedding that the model gives it, or none: the builder gives
+    Gemma 2's windows to the other half of its layers, and fails where SmolLM3 has no rotary embedding.
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
@@ -112,7 +112,7 @@ def _init(self, config, *args, make=Model.__init__):
     if "full_attention" in rope:  # Gemma 3, whose layers of two kinds have two rotary embeddings
         config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
         config.rope_parameters = rope = rope["full_attention"]
-    rope.setdefault("type", rope["rope_type"])
+    rope.setdefault("type", rope["rope_type"])  # which it asks for where Phi has LongRoPE
     make(self, config, *args)
 
 
