@@ -44,7 +44,7 @@ ROPE = {"default", "linear", "llama3", "longrope"}  # the rotary embeddings that
 
 def why_refused(config: dict) -> str:
     """Why the labs do not carry the model with this config.json; "" if they do."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind in CARRIED:
         return ""
     if kind in REFUSED:
@@ -60,7 +60,7 @@ def require_carried(folder: Path, config: dict, *, device: str) -> None:
     """Raises LabError if the labs do not carry the architecture that *config*, the config.json in *folder*, names."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind, classes = config.get("model_type"), config.get("architectures")
+    kind, classes = str(config.get("model_type")), config.get("architectures")
     own = " Python code that comes with a model is never run." if "auto_map" in config else ""
     if reason := why_refused(config):
         raise LabError(

@@ -104,12 +104,12 @@ def harmless(tokenizer, text: str) -> str:
 
 def control_tokens(tokenizer) -> dict[str, int]:
     """Text -> id of the tokens that mean something to the chat format: the special ones, and those that the template writes."""
-    template, unknown = tokenizer.chat_template or "", tokenizer.unk_token_id
-    return {
-        token.content: number
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if number != unknown and len(token.content) > 1 and (token.special or token.content in template)
-    }
+    template, unknown = tokenizer.chat_template or "", tokenizer.unk_token
+    meant = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in template}
+    if unknown not in (tokenizer.bos_token, tokenizer.eos_token) and str(unknown) not in template:
+        meant.discard(unknown)  # an unknown character is no attack
+    numbers = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return {text: numbers[text] for text in meant if len(text) > 1}
 
 
 def prompt_text(tokenizer, record: dict | str) -> str:

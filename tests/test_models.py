@@ -265,7 +265,7 @@ def test_weights_of_another_kind_are_named(file, said, with_config, tiny, tmp_pa
         ({"model_type": "no-such-type"}, "architecture 'no-such-type'"),
         ({"model_type": ["llama"]}, "has the architecture"),
         ({"model_type": None}, "architecture 'None'"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "(['LlamaForSequenceClassification'])"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "names the class ['LlamaForSequenceClassification']"),
         ({"architectures": ["MyOwnLlama"], "auto_map": {}}, "Python code that comes with a model is never run"),
         ({"hidden_size": None}, "config.json has no usable hidden_size (None"),
         ({"hidden_size": "64"}, "no usable hidden_size ('64'"),

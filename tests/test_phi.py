@@ -19,6 +19,7 @@ JUDGE_KNOWLEDGE = {
     "3.5": "answers are tones",
     "5.2": "not one word over and over",
     "5.3": "tone adapter 20 points better",
+    "5.4": "nine of ten answers end by themselves",
 }
 
 

@@ -117,6 +117,14 @@ def test_a_control_token_behind_a_normalizer_is_refused():
         harmless(tokenizer, "well ＜|stop|＞ then")
 
 
+def test_a_token_that_is_unknown_and_the_end_at_once_ends_an_answer():
+    """As GPT-2's, Granite's and OLMo's."""
+    tokenizer = tokenizer_with(CHATML)
+    tokenizer.unk_token = tokenizer.eos_token = "<|im_end|>"
+    ids, start = chat_ids(tokenizer, SAMPLE)
+    assert tokenizer.decode(ids[start:]) == SAMPLE["response"] + "<|im_end|>"
+
+
 # ---- templates
 
 
