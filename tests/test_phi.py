@@ -23,7 +23,7 @@ JUDGE_KNOWLEDGE = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def phi(request, tmp_path_factory):
     """(folder of the source, run folder, what checkpoints found wrong by lab) of the whole route."""
     work = tmp_path_factory.mktemp("phi")
