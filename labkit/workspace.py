@@ -162,7 +162,7 @@ class Lab:
         for name, true in claims.items():
             text = name.replace("_", " ")
             if not judged:
-                print(f"checkpoint {number}: {text}: not judged (too few training steps)")
+                print(f"checkpoint {number}: {text}: not judged (too little was trained)")
             elif true:
                 print(f"checkpoint {number}: {text}: yes")
             else:
