@@ -60,6 +60,11 @@ def read_config(folder: Path) -> dict:
             "save_pretrained), or move the adapter's files away to take the model without it."
         )
     config = read_object(folder / "config.json")
+    if config.get("transformers_weights"):  # other weights than those that are looked at here
+        raise LabError(
+            f"{folder}/config.json names its weights by transformers_weights. Rename that file to model.safetensors, and remove "
+            "the key."
+        )
     for key in ("quantization_config", "compression_config", "quantization"):  # the last one is MLX's
         if config.get(key):
             method = config[key].get("quant_method", key) if isinstance(config[key], dict) else key
@@ -91,15 +96,19 @@ def check_config(folder: Path, config: dict) -> None:
         ) from error
 
 
-def check_generation(folder: Path) -> None:
-    """Raises LabError for a generation_config.json that transformers does not load, or whose stop tokens are no numbers."""
+def check_generation(folder: Path, *, rows: int) -> None:
+    """Raises LabError for a generation_config.json that transformers does not load, or whose stop tokens the model has not.
+
+    *rows*: how many tokens the model's embedding has.
+    """
     from transformers import GenerationConfig
 
     if not (path := folder / "generation_config.json").is_file():
         return
     stop = read_object(path).get("eos_token_id")
     try:
-        if not all(type(number) is int for number in (stop if isinstance(stop, list) else [stop or 0])):
+        numbers = stop if isinstance(stop, list) else [0 if stop is None else stop]
+        if not all(type(number) is int and 0 <= number < rows for number in numbers):
             raise TypeError(f"eos_token_id is {stop!r}")
         GenerationConfig.from_pretrained(folder)
     except Exception as error:
@@ -124,7 +133,7 @@ def read_tokenizer(folder: Path, *, rows: int):
         template = template.get("default")
     if not template and (folder / "chat_template.json").is_file():  # as processors keep it
         template = read_object(folder / "chat_template.json").get("chat_template")
-    if not template:
+    if not template or not isinstance(template, str):
         raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")
     tokenizer.chat_template = template
     tokenizer.init_kwargs.pop("auto_map", None)  # names Python code, which does not come along

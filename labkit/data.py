@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -52,8 +53,11 @@ def load_records(path: str | Path, *, at_least: int = 1, fields: dict[str, str] 
     if show:
         added = [key for key in ADDED.get(shape[0], ()) if key in map(str.lower, used)]
         names = "/".join(fields.get(key, key) for key in (*shape[:1], *added, *shape[1:]))
-        longer = sum("history" in record for record in records)
-        print(f"I read {len(records):,} records as {names}." + f" {longer:,} have turns before the question." * bool(longer))
+        print(f"I read {len(records):,} records as {names}.")
+        roles = [{turn["role"] for turn in record.get("history", ())} for record in records]
+        for role, what in (("system", "a system turn"), ("user", "earlier questions and answers")):
+            if count := sum(role in found for found in roles):
+                print(f"{count:,} have {what}.")
         if unused := seen - used:
             print(f"Not used: {_listed(unused)}.")
     return records
@@ -83,6 +87,11 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     for fate, who in named.items():
         if who:
             print(f"{len(who):,} {fate}: {'; '.join(who[:3])}" + f"; and {len(who) - 3:,} more" * (len(who) > 3))
+    if len(named[cut]) > len(kept) / 2:
+        print(
+            "Training will not see how most of your answers end, so the model will not learn to stop. Use shorter records or "
+            "system turns, or raise sequence_length in labkit/profiles.py."
+        )
     if len(kept) < 2 * profile.batch_size:
         raise LabError(
             f"only {len(kept)} of {len(records)} records have room, and at least {2 * profile.batch_size} are needed: the lines "
@@ -139,11 +148,12 @@ def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
         name = record.get(by)
         return name if isinstance(name, str) and name.strip() else None
 
-    asked = {(record["prompt"], record["response"]) for record in records}
+    asked = {(_plain(record["prompt"]), _plain(record["response"])) for record in records}
     for record in records:
         turns = [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
         # a file may hold a conversation once for each of its answers: the later ones give the earlier ones away
-        others = [("prompt", _plain(pair[0])) for pair in zip(turns[::2], turns[1::2], strict=False) if pair in asked]
+        pairs = zip(map(_plain, turns[::2]), map(_plain, turns[1::2]), strict=False)
+        others = [("prompt", pair[0]) for pair in pairs if pair in asked]
         for other in [*others, *([("place", _plain(place(record)))] if place(record) else [])]:
             parent[root(other)] = root(("prompt", _plain(record["prompt"])))
     together: dict[tuple, list[dict]] = {}
@@ -157,7 +167,7 @@ def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _records(path: Path, fields: dict[str, str]) -> tuple[tuple[str, ...], list[dict], set[str], set[str]]:
@@ -169,6 +179,8 @@ def _records(path: Path, fields: dict[str, str]) -> tuple[tuple[str, ...], list[
                 raise RowError(f"a {type(row).__name__}, not an object")
             _check_letters(row)
             view = {key.strip().lower(): value for key, value in row.items()}
+            if len(view) < len(row):
+                raise RowError(f"two keys differ only in capitals or spaces; the keys are: {_listed(row)}")
             view |= {key: row.get(name) for key, name in fields.items()}
             shape = shape or _shape(row, view, fields)
             record = _record(view, shape, fields)
@@ -200,6 +212,8 @@ def _check_letters(row: dict) -> None:
 def _shape(row: dict, view: dict, fields: dict[str, str]) -> tuple[str, ...]:
     there = {key for key in view if key not in fields or fields[key] in row}
     asked = fields.keys() & {"prompt", "response", "messages"}
+    if lost := [fields[key] for key in sorted(asked) if fields[key] not in row]:
+        raise RowError(f"FIELDS names {_listed(lost)}, and the keys are: {_listed(row)}; capitals count")
     for keys in SHAPES:
         if asked <= set(keys) <= there:
             return keys

@@ -195,5 +195,5 @@ def _check(folder: Path, profile: Profile):
     require_carried(folder, config, device=profile.device)
     checkpoints.check_config(folder, config)
     require_fitting_sizes(folder, group_size=profile.group_size)
-    checkpoints.check_generation(folder)
+    checkpoints.check_generation(folder, rows=config["vocab_size"])
     return checkpoints.read_tokenizer(folder, rows=config["vocab_size"])

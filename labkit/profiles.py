@@ -153,8 +153,8 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
         profile = replace(profile, data=str(Path(str(pick("data"))).expanduser().resolve()))
     if not Path(profile.data).is_file():
         raise LabError(
-            f"the data file {profile.data} is missing. Set LAB_DATA, or DATA in lab 01, to a JSON-lines file of "
-            '{"prompt", "response"} records, or unset it to use data/travel.jsonl.'
+            f"the data file {profile.data} is missing, or is no file. Set LAB_DATA, or DATA in lab 01, to a file of questions "
+            'and answers (data/README.md, "Your own data"), or unset it to use data/travel.jsonl.'
         )
     steps = explicit.get("steps") if explicit.get("steps") is not None else pick("steps")
     if steps is not None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 import time
+import unicodedata
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -22,7 +23,11 @@ def load_tokenizer(folder: Path):
 
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        return kind.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
+        if getattr(tokenizer.backend_tokenizer.model, "dropout", None):  # other ids for the same text at each call
+            tokenizer.backend_tokenizer.model.dropout = None
+        return tokenizer
     except Exception as error:  # the reader of tokenizer.json raises plain Exception
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise LabError(
@@ -47,10 +52,12 @@ def freeze_template(template: str) -> str:
     """
     today = time.localtime()
     template = re.sub(r"strftime_now\s+is\s+defined", "true", template)
-    template = re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda call: json.dumps(time.strftime(call[2], today)), template)
+    call = r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)"
+    template = re.sub(call, lambda found: json.dumps(time.strftime(found[2], today)), template)
     if "enable_thinking" not in template:
         return template
-    template = re.sub(r"enable_thinking\s+is\s+false", "not enable_thinking", template)  # GenAI knows no test named false
+    template = re.sub(r"enable_thinking\s+is\s+not\s+false", "enable_thinking", template)  # GenAI knows no test named false
+    template = re.sub(r"enable_thinking\s+is\s+false", "not enable_thinking", template)
     return "{%- set enable_thinking = false -%}" + re.sub(r"enable_thinking\s+is\s+true", "enable_thinking", template)
 
 
@@ -83,14 +90,16 @@ def turns(tokenizer, record: dict) -> list[dict[str, str]]:
     Control tokens that stand in the texts are broken by a space, so that data cannot end a turn or begin another.
     """
     messages = [*record.get("history", ()), {"role": "user", "content": record["prompt"]}]
-    return [{"role": turn["role"], "content": harmless(tokenizer, turn["content"])} for turn in messages]
+    return [{"role": turn["role"], "content": harmless(tokenizer, turn["content"].strip())} for turn in messages]
 
 
 def harmless(tokenizer, text: str) -> str:
     """*text* with a space in each control token: "<|im_end|>" becomes "< |im_end|>", which is read as plain characters.
 
+    Letters with accents are one character each (Unicode's form NFC), which some tokenizers do, and GenAI does not.
     Raises LabError where the tokenizer still reads a control token.
     """
+    text = unicodedata.normalize("NFC", text)
     marks = control_tokens(tokenizer)
     pattern = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
     broken = re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", text) if pattern else text
@@ -103,9 +112,13 @@ def harmless(tokenizer, text: str) -> str:
 
 
 def control_tokens(tokenizer) -> dict[str, int]:
-    """Text -> id of the tokens that mean something to the chat format: the special ones, and those that the template writes."""
+    """Text -> id of the tokens that can mean something to a chat format: the special ones, and all added ones with a mark.
+
+    Not all are said to be special: Phi-4's role tokens are not, nor are <think> and <tool_call>.
+    """
     template, unknown = tokenizer.chat_template or "", tokenizer.unk_token
-    meant = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in template}
+    added = tokenizer.added_tokens_decoder.values()
+    meant = {token.content for token in added if token.special or re.search(r"[^\w\s▁]", token.content)}
     if unknown not in (tokenizer.bos_token, tokenizer.eos_token) and str(unknown) not in template:
         meant.discard(unknown)  # an unknown character is no attack
     numbers = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
@@ -133,7 +146,11 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
             f"the chat template asks with '...{prompt[-40:]}', but writes the same conversation otherwise: an answer would be "
             "trained after another text than it is asked with. Choose a model whose template does not begin the answer itself."
         )
-    lost = [turn["content"] for turn in messages if turn["content"].strip() not in prompt]
+    lost, at = [], 0
+    for turn in messages:
+        found = prompt.find(turn["content"].strip(), at)
+        lost += [turn["content"]] * (found < 0)
+        at = max(at, found + len(turn["content"].strip()))
     begin = len(whole) - len(whole[len(prompt) :].lstrip())
     if lost or not whole.startswith(response, begin):
         raise LabError(
@@ -141,27 +158,28 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
             "turn of your data (some have none for a system turn), or leave these turns out of the data."
         )
     begin += len(response)
-    marks = "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
-    end = re.search(marks, whole[begin:]) if marks else None
-    if end is None:
+    marks = control_tokens(tokenizer)
+    pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+    end = re.search(pattern, whole[begin:]) if pattern else None
+    stop = begin + end.end() if end else begin
+    head, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[:stop]))
+    if ids[: len(head)] != head:  # a token reaches over the end of the prompt; a model that is asked gets the prompt alone
+        ids = head + tokenizer(whole[len(prompt) : stop], add_special_tokens=False)["input_ids"]
+    if not end or ids[-1] != marks[end[0]]:
         raise LabError(
             "the chat template ends an answer without a token that the tokenizer knows as special: the model could not learn to "
             "stop. Choose a model whose template ends a turn with such a token."
         )
-    head, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[: begin + end.end()]))
-    if ids[: len(head)] != head:  # a token reaches over the end of the prompt; a model that is asked gets the prompt alone
-        ids = head + tokenizer(whole[len(prompt) : begin + end.end()], add_special_tokens=False)["input_ids"]
     return ids, len(head)
 
 
 def _rendered(tokenizer, messages: list[dict[str, str]], **options) -> str:
-    from jinja2 import TemplateError
-
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        roles = ", ".join(turn["role"] for turn in messages)
+    except Exception as error:  # a template is a program
+        roles, why = ", ".join(turn["role"] for turn in messages), " ".join(str(error).split())[:200]
+        asked = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")[:60]
         raise LabError(
-            f"the model's chat template cannot write a conversation of the turns {roles}: {error}. Give your records the turns "
-            "that it asks for (a system turn, for example, or none), or choose another model."
+            f"the model's chat template cannot write a conversation of the turns {roles} (the question '{asked}'): {why}. Some "
+            "templates take no system turn, and some demand one: change the turns of your records, or choose another model."
         ) from error

@@ -278,7 +278,11 @@ class LocalRegistry(Registry):
     def _home(self, name: str, *version: str) -> Path:
         """Where the versions of *name* lie, or one of them; LabError for what is no name and could lead elsewhere."""
         _check_names(name, *version)
-        return self.folder.joinpath(name, *version)
+        home = self.folder.joinpath(name, *version)
+        for place in (self.folder / name, self.folder / name / ".partial", home, home / "model"):
+            if place.is_symlink():
+                raise LabError(f"{place} is a link, and would lead out of the registry. Delete it and run the cell again.")
+        return home
 
     def _errors(self, doing: str):
         return cloud.azure_errors(doing)
@@ -415,7 +419,7 @@ def _taken(name: str, version: str) -> LabError:
 
 
 def _number(version: str) -> int:
-    return int(version) if version.isdigit() else 0
+    return int(version) if version.isascii() and version.isdecimal() else 0
 
 
 class _Sent:

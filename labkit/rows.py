@@ -124,7 +124,7 @@ def _array(text: str) -> Iterator[tuple[str, object]]:
 def _csv(text: str) -> Iterator[tuple[str, dict]]:
     """The separator is the one of , ; and tab that the first line has most of."""
     csv.field_size_limit(LIMIT)  # 131,072 letters otherwise
-    first = text.lstrip().split("\n", 1)[0]
+    first = (text.lstrip().splitlines() or [""])[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     names = None
     while True:

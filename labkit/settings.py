@@ -13,7 +13,9 @@ def carry_settings(source: Path, out: Path, **changed) -> None:
     Libraries write their own: AutoAWQ switches the cache off, and drops the list of tokens that end an answer.
     """
     config = json.loads((source / CONFIG).read_text()) | changed
-    (out / CONFIG).write_text(json.dumps({key: value for key, value in config.items() if value is not None}, indent=2))
+    for key in [key for key, value in changed.items() if value is None]:  # a null of the source says something, and stays
+        del config[key]
+    (out / CONFIG).write_text(json.dumps(config, indent=2))
     if (source / GENERATION).is_file():
         shutil.copyfile(source / GENERATION, out / GENERATION)
 
@@ -31,5 +33,5 @@ def add_stop_id(folder: Path, number: int) -> None:
     """Adds *number* to the tokens that end an answer, where generation_config.json does not name it yet."""
     path, known = folder / GENERATION, stop_ids(folder)
     settings = json.loads(path.read_text()) if path.is_file() else {}
-    if number not in known or "eos_token_id" not in settings:
-        path.write_text(json.dumps(settings | {"eos_token_id": [*known, *({number} - {*known})]}, indent=2))
+    if number not in known or settings.get("eos_token_id") is None:
+        path.write_text(json.dumps(settings | {"eos_token_id": list(dict.fromkeys([*known, number]))}, indent=2))

@@ -86,7 +86,11 @@ class Lab:
             state = "is not from a finished run" if (self.folder / product).exists() else "is missing"
             raise LabError(f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}.")
         if read_stamp(self.folder, product)["origin"] != self._origin():
-            raise LabError(f"run lab 01 first: {self.folder / product} was made from another model or other data.")
+            raise LabError(
+                f"run lab 01 first: {self.folder / product} was made from another model or other data than this kernel is set to "
+                f"({self.profile.model} and {self.profile.data}). Or set LAB_MODEL and LAB_DATA, or MODEL and DATA in lab 01, as "
+                "they were."
+            )
         return self.folder / product
 
     def step(
@@ -219,7 +223,8 @@ class Lab:
             try:
                 values = act()
             except Exception as error:
-                traceback.print_exc()  # into the log
+                if not isinstance(error, LabError):
+                    traceback.print_exc()  # into the log
                 what = str(error) if isinstance(error, LabError) else f"{name} failed with {type(error).__name__}: {error}."
                 if disk_is_full(error):
                     what = (

@@ -109,7 +109,7 @@ def test_what_was_understood_is_said(tmp_path, capsys):
     load_records(saved(tmp_path, "d.jsonl", jsonl(*found)), show=True)
     assert capsys.readouterr().out == 'I read 1,200 records as instruction/input/output.\nNot used: "source".\n'
     load_records(saved(tmp_path, "d.json", json.dumps([{"messages": turns("Hi", "Hello", "Q", "A")}]).encode()), show=True)
-    assert capsys.readouterr().out == "I read 1 records as messages. 1 have turns before the question.\n"
+    assert capsys.readouterr().out == "I read 1 records as messages.\n1 have earlier questions and answers.\n"
     load_records(CPU.data)
     assert capsys.readouterr().out == ""
 
@@ -127,7 +127,7 @@ def test_fields_map_names_of_ones_own(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"prompt": "frag", "response": "antwort"}, 'line 2: no question and answer.*keys are: "antwort", "frage"'),
+        ({"prompt": "frag", "response": "antwort"}, 'line 2: FIELDS names "frag", and the keys are: "antwort", "frage"'),
         ({"prompt": "frage"}, "line 2: no question and answer"),
         ({"prompt": "frage", "response": "antwort", "destination": "ort"}, 'no record has the key "ort"'),
         ({"question": "frage"}, "FIELDS is .*must map some of prompt, response"),
@@ -348,7 +348,7 @@ def test_what_has_no_room_is_left_out_and_what_is_cut_is_named(tokenizer, capsys
     assert "record 4 (309 tokens, " in said[1]
     assert said[2].startswith("2 left out, the question leaves no room") and "record 2 (62 tokens" in said[2]
     assert said[3].startswith("3 cut in training after 60 tokens (sequence_length): record 7 (61 tokens")
-    assert len(said) == 4
+    assert said[4].startswith("Training will not see how most of your answers end") and len(said) == 5
 
 
 def test_room_for_an_answer_counts_where_training_sees_all(tokenizer):
@@ -514,3 +514,35 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         else:
             assert all(list(r) == ["prompt", "response"] for r in train + held)
     assert ids[0] == ids[1] != ids[2], "other FIELDS must not serve old products"
+
+
+def test_a_prompt_is_the_same_however_it_is_typed():
+    records = [{"prompt": text, "response": str(i)} for i in range(40) for text in (f"Straße né {i}", f"STRASSE NE\u0301  {i}")]
+    train, held = split_records(records)
+    assert not {r["response"] for r in train} & {r["response"] for r in held}
+
+
+def test_a_question_in_the_turns_of_another_record_is_on_the_same_side():
+    records = [{"prompt": f"Q{i}", "response": "A "} for i in range(40)]
+    earlier = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "A"}] for i in range(40)]
+    records += [{"prompt": f"Then{i}", "response": "B", "history": turns} for i, turns in enumerate(earlier)]
+    train, held = split_records(records)
+    assert not {t["content"] for r in train for t in r.get("history", ())} & {r["prompt"].lower() for r in held}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("d.jsonl", '{"prompt": "a", "Prompt": "c", "response": "b"}', "line 1: two keys differ only in capitals"),
+        ("d.csv", "Prompt,prompt,response\na,b,c\n", "line 2: two keys differ only in capitals"),
+    ],
+)
+def test_one_of_two_columns_is_not_chosen_without_a_word(name, text, said, tmp_path):
+    with pytest.raises(LabError, match=said):
+        load_records(saved(tmp_path, name, text.encode()))
+
+
+def test_a_field_that_the_file_has_not_is_named(tmp_path):
+    path = saved(tmp_path, "d.csv", b"frage,antwort\na,b\n")
+    with pytest.raises(LabError, match='FIELDS names "antwortt", and the keys are: "antwort", "frage"; capitals count'):
+        load_records(path, fields={"prompt": "frage", "response": "antwortt"})

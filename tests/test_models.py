@@ -17,6 +17,7 @@ from phi_model import PUBLISHED_TOKENIZER as PHI
 from labkit import models
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
+from labkit.settings import stop_ids
 
 CPU = PROFILES["cpu"]
 DEEP = "[" * 100_000
@@ -278,6 +279,8 @@ def test_weights_of_another_kind_are_named(file, said, with_config, tiny, tmp_pa
         ({"hidden_act": "nonsense"}, "a value that transformers refuses (KeyError: 'nonsense'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "a value that transformers refuses (.*spiral"),
         ({"num_attention_heads": 3}, "a value that transformers refuses"),
+        ({"num_hidden_layers": 10**9}, "no usable num_hidden_layers (1000000000"),
+        ({"transformers_weights": "other.safetensors"}, "names its weights by transformers_weights"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(change, said, tiny, tmp_path):
@@ -606,3 +609,24 @@ def test_a_wheel_that_the_labs_do_not_know(tmp_path):
 def test_a_wrong_registry_address():
     with pytest.raises(LabError, match="is not a model address"):
         models._from_registry(Path("x"), "azureml://models/phi")
+
+
+@pytest.mark.parametrize("stop", [{}, "", False, -1, 10**9, [1, "2"], [[1]]])
+def test_stop_tokens_that_the_model_has_not_are_refused(stop, tiny, tmp_path):
+    (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+    with pytest.raises(LabError, match="holds settings that transformers refuses .*eos_token_id"):
+        fetch(tiny, tmp_path / "out")
+
+
+def test_stop_tokens_are_those_of_the_source_each_once_and_the_end_of_a_turn(tiny, tmp_path):
+    (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 7]}))
+    assert stop_ids(fetch(tiny, tmp_path / "list")) == [7, 256]
+    (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    assert json.loads((fetch(tiny, tmp_path / "null") / "generation_config.json").read_text()) == {"eos_token_id": [256]}
+
+
+def test_a_null_in_the_configuration_stays_null(tiny, tmp_path):
+    """Without the key, a library's default takes its place: Mistral's window, Gemma's caps."""
+    edit(tiny / "config.json", head_dim=16, sliding_window=None, rope_scaling=None)
+    written = json.loads((fetch(tiny, tmp_path / "out") / "config.json").read_text())
+    assert "sliding_window" in written and written["sliding_window"] is None

@@ -415,3 +415,18 @@ def test_a_config_json_above(elsewhere, place):
     path.write_text('{"subscription_id": "s"}')
     with pytest.raises(LabError, match="names no usable workspace"):
         cloud.find_workspace()
+
+
+@pytest.mark.parametrize("place", [NAME, f"{NAME}/.partial", f"{NAME}/3", f"{NAME}/3/model"])
+def test_a_link_in_the_rehearsal_leads_nowhere(place, package, tmp_path):
+    registry, outside = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), tmp_path / "outside"
+    (outside / "kept").mkdir(parents=True)
+    link = tmp_path / "registry" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(LabError, match="is a link, and would lead out of the registry"):
+        if place.startswith(f"{NAME}/3"):
+            registry._home(NAME, "3")
+        else:
+            registry.register(package, NAME, creator(registry, package), version="3")
+    assert [path.name for path in outside.iterdir()] == ["kept"]
