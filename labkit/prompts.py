@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -116,13 +117,17 @@ def control_tokens(tokenizer) -> dict[str, int]:
 
     Not all are said to be special: Phi-4's role tokens are not, nor are <think> and <tool_call>.
     """
-    template, unknown = tokenizer.chat_template or "", tokenizer.unk_token
-    added = tokenizer.added_tokens_decoder.values()
-    meant = {token.content for token in added if token.special or re.search(r"[^\w\s▁]", token.content)}
-    if unknown not in (tokenizer.bos_token, tokenizer.eos_token) and str(unknown) not in template:
+    known = tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template or ""
+    return _control_tokens(tokenizer, len(tokenizer), tokenizer.unk_token, known)
+
+
+@lru_cache(maxsize=4)  # Gemma has 6,000 added tokens, and each text of each record asks
+def _control_tokens(tokenizer, size: int, unknown: str | None, known: tuple) -> dict[str, int]:
+    added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+    meant = {text for text, (_, special) in added.items() if special or re.search(r"[^\w\s▁]", text)}
+    if unknown not in known[:2] and str(unknown) not in known[2]:
         meant.discard(unknown)  # an unknown character is no attack
-    numbers = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return {text: numbers[text] for text in meant if len(text) > 1}
+    return {text: added[text][0] for text in meant if len(text) > 1}
 
 
 def prompt_text(tokenizer, record: dict | str) -> str:
