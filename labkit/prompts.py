@@ -101,9 +101,8 @@ def harmless(tokenizer, text: str) -> str:
     Raises LabError where the tokenizer still reads a control token.
     """
     text = unicodedata.normalize("NFC", text)
-    marks = control_tokens(tokenizer)
-    pattern = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
-    broken = re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", text) if pattern else text
+    marks, pattern = _control_tokens(tokenizer)
+    broken = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
     if left := set(marks.values()).intersection(tokenizer(broken, add_special_tokens=False)["input_ids"]):
         raise LabError(
             f"the text '{text[:60]}' is read as the control token {tokenizer.convert_ids_to_tokens(min(left))}. "
@@ -117,17 +116,24 @@ def control_tokens(tokenizer) -> dict[str, int]:
 
     Not all are said to be special: Phi-4's role tokens are not, nor are <think> and <tool_call>.
     """
+    return _control_tokens(tokenizer)[0]
+
+
+def _control_tokens(tokenizer) -> tuple[dict[str, int], re.Pattern]:
     known = tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template or ""
-    return _control_tokens(tokenizer, len(tokenizer), tokenizer.unk_token, known)
+    return _marks(tokenizer, len(tokenizer), tokenizer.unk_token, known)
 
 
 @lru_cache(maxsize=4)  # Gemma has 6,000 added tokens, and each text of each record asks
-def _control_tokens(tokenizer, size: int, unknown: str | None, known: tuple) -> dict[str, int]:
+def _marks(tokenizer, size: int, unknown: str | None, known: tuple) -> tuple[dict[str, int], re.Pattern]:
+    """Text -> id, and the pattern of all these texts, of which the longest is found where several begin."""
     added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
     meant = {text for text, (_, special) in added.items() if special or re.search(r"[^\w\s▁]", text)}
     if unknown not in known[:2] and str(unknown) not in known[2]:
         meant.discard(unknown)  # an unknown character is no attack
-    return {text: added[text][0] for text in meant if len(text) > 1}
+    marks = {text: added[text][0] for text in meant if len(text) > 1}
+    any_of_them = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+    return marks, re.compile(any_of_them or r"(?!)")
 
 
 def prompt_text(tokenizer, record: dict | str) -> str:
@@ -163,10 +169,9 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
             "turn of your data (some have none for a system turn), or leave these turns out of the data."
         )
     begin += len(response)
-    marks = control_tokens(tokenizer)
-    pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
-    end = re.search(pattern, whole[begin:]) if pattern else None
-    stop = begin + end.end() if end else begin
+    marks, pattern = _control_tokens(tokenizer)
+    end = pattern.search(whole, begin)
+    stop = end.end() if end else begin
     head, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[:stop]))
     if ids[: len(head)] != head:  # a token reaches over the end of the prompt; a model that is asked gets the prompt alone
         ids = head + tokenizer(whole[len(prompt) : stop], add_special_tokens=False)["input_ids"]
