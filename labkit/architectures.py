@@ -37,9 +37,16 @@ REFUSED = {  # model_type -> why not
 }
 READERS = ("vision_config", "audio_config", "img_processor", "audio_processor")
 IMAGES = "it reads images or sound, and the labs carry models of text only"
-EXPERTS = "it is a mixture of experts, and AWQ's search here is for layers that every token goes through"
+EXPERTS = (
+    "it is a mixture of experts, and AWQ's search here is for layers that every token goes through"
+)
 OTHER = "no test covers it"
-ROPE = {"default", "linear", "llama3", "longrope"}  # the rotary embeddings that the builder computes as transformers does
+ROPE = {
+    "default",
+    "linear",
+    "llama3",
+    "longrope",
+}  # the rotary embeddings that the builder computes as transformers does
 
 
 def why_refused(config: dict) -> str:
@@ -83,7 +90,9 @@ def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
     """Raises LabError if layers of the model in *folder* do not divide into groups, or the builder computes other positions."""
     from transformers import AutoConfig
 
-    full = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # with the defaults of what config.json leaves out
+    full = AutoConfig.from_pretrained(
+        folder, trust_remote_code=False
+    )  # with the defaults of what config.json leaves out
     head = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     sizes = {
         "hidden_size": full.hidden_size,
@@ -97,8 +106,14 @@ def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
                 "Choose another model, or another group_size for your profile in labkit/profiles.py."
             )
     rope = full.rope_parameters or {}
-    kinds = {part["rope_type"] for part in (rope.values() if "full_attention" in rope else [rope]) if part}
-    allowed = {"phi3": {"default", "longrope"}, "gemma3_text": {"default"}}.get(full.model_type, ROPE - {"longrope"})
+    kinds = {
+        part["rope_type"]
+        for part in (rope.values() if "full_attention" in rope else [rope])
+        if part
+    }
+    allowed = {"phi3": {"default", "longrope"}, "gemma3_text": {"default"}}.get(
+        full.model_type, ROPE - {"longrope"}
+    )
     if kinds - allowed:
         raise LabError(
             f"the model in {folder} has the rotary embedding '{min(kinds - allowed)}', which the ONNX model builder computes "

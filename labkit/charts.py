@@ -8,7 +8,14 @@ from html import escape
 
 # of a <pre>: MathJax looks for no formula in one, and it keeps the breaks of lines
 VERBATIM = "font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; border: 0; padding: 0; background: none"
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito, safe for colour blindness
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)  # Okabe and Ito, safe for colour blindness
 HATCHES = ("", "//", "..", "xx", "\\\\", "--")
 
 
@@ -29,24 +36,49 @@ def bars(
     colours, hatches = [COLOURS[style] for style in styles], [HATCHES[style] for style in styles]
     ax.bar(range(len(names)), heights, color=colours, hatch=hatches, edgecolor="black")
     if interval:
-        lengths = zip(*((height - low, high - height) for height, (low, high) in zip(heights, ends, strict=True)), strict=True)
-        ax.errorbar(range(len(names)), heights, yerr=list(lengths), fmt="none", ecolor="black", capsize=6)
+        lengths = zip(
+            *(
+                (height - low, high - height)
+                for height, (low, high) in zip(heights, ends, strict=True)
+            ),
+            strict=True,
+        )
+        ax.errorbar(
+            range(len(names)), heights, yerr=list(lengths), fmt="none", ecolor="black", capsize=6
+        )
     for i, height in enumerate(heights):
         top = max(height, ends[i][1], 0)
         place = {"ha": "center", "va": "bottom", "xytext": (0, 3), "textcoords": "offset points"}
         ax.annotate(number(height), (i, top), fontsize=14, **place)
-    ticks = [name.replace(" ", "\n", 1) if len(name) > 12 or len(names) > 4 else name for name in names]
+    ticks = [
+        name.replace(" ", "\n", 1) if len(name) > 12 or len(names) > 4 else name for name in names
+    ]
     ax.set_xticks(range(len(names)), map(_verbatim, ticks))
     ax.set_ylim(min(0, *(1.25 * low for low, _ in ends)), 1.25 * max(high for _, high in ends))
     listed = ", ".join(f"{name} {number(height)}" for name, height in values.items())
     return _finish(ax, ylabel, title, f"Bar chart: {title}. {ylabel}: {listed}.")
 
 
-def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str, title: str, ax=None):
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    ax=None,
+):
     """Axes with one line a series, {name: (x values, y values)}, told apart by colour, marker and legend."""
     ax = ax or _axes()
     for i, (name, (x, y)) in enumerate(series.items()):
-        ax.plot(x, y, color=COLOURS[i % 6], marker="osD^vP"[i % 6], markersize=6, linewidth=2, label=_verbatim(name))
+        ax.plot(
+            x,
+            y,
+            color=COLOURS[i % 6],
+            marker="osD^vP"[i % 6],
+            markersize=6,
+            linewidth=2,
+            label=_verbatim(name),
+        )
     ax.set_xlabel(_verbatim(xlabel))
     if len(series) > 1:
         ax.legend(fontsize=13)
@@ -54,7 +86,9 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlab
         f"{name} goes from {number(y[0])} at {number(x[0])} to {number(y[-1])} at {number(x[-1])}"
         for name, (x, y) in series.items()
     )
-    return _finish(ax, ylabel, title, f"Line chart: {title}. {ylabel} against {xlabel}: {'; '.join(said)}.")
+    return _finish(
+        ax, ylabel, title, f"Line chart: {title}. {ylabel} against {xlabel}: {'; '.join(said)}."
+    )
 
 
 def table(rows: Sequence[Mapping[str, object]]):
@@ -66,7 +100,9 @@ def table(rows: Sequence[Mapping[str, object]]):
         return f"<tr>{''.join(cell.format(escape(str(text))) for text in texts)}</tr>"
 
     names = list(rows[0]) if rows else []
-    return HTML(f"<table>{line('th', names)}{''.join(line('td', [row[name] for name in names]) for row in rows)}</table>")
+    return HTML(
+        f"<table>{line('th', names)}{''.join(line('td', [row[name] for name in names]) for row in rows)}</table>"
+    )
 
 
 def number(value: float) -> str:
@@ -88,7 +124,9 @@ def show_with_alternative_text() -> None:
 
     def html(figure):
         text = escape(" ".join(ax.get_label() or ax.get_title() for ax in figure.axes), quote=True)
-        return f'<img alt="{text}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
+        return (
+            f'<img alt="{text}" src="data:image/png;base64,{print_figure(figure, base64=True)}">'
+        )
 
     plt.switch_backend("module://matplotlib_inline.backend_inline")
     formatters = shell.display_formatter.formatters

@@ -31,13 +31,23 @@ def chat_box(
 class _ChatBox(widgets.VBox):
     def __init__(self, stream, adapters, example, room):
         self._stream, self._adapters, self._room = stream, adapters, room
-        first = next((label for label, name in adapters.items() if name is not None), next(iter(adapters)))
-        self.adapter = widgets.Dropdown(options=list(adapters), value=first, description="Adapter", layout={"width": "240px"})
-        self.question = widgets.Text(example, description="Question", placeholder="Type a question", layout={"flex": "1"})
-        self.button = widgets.Button(description="Ask", button_style="primary", layout={"width": "90px"})
+        first = next(
+            (label for label, name in adapters.items() if name is not None), next(iter(adapters))
+        )
+        self.adapter = widgets.Dropdown(
+            options=list(adapters), value=first, description="Adapter", layout={"width": "240px"}
+        )
+        self.question = widgets.Text(
+            example, description="Question", placeholder="Type a question", layout={"flex": "1"}
+        )
+        self.button = widgets.Button(
+            description="Ask", button_style="primary", layout={"width": "90px"}
+        )
         self.turn, self.status = widgets.HTML(), widgets.HTML()
         row = widgets.HBox([self.question, self.button])
-        super().__init__([self.adapter, row, self.turn, self.status], layout={"max_width": "760px"})
+        super().__init__(
+            [self.adapter, row, self.turn, self.status], layout={"max_width": "760px"}
+        )
         self.button.on_click(self._ask)
         self.question.on_msg(self._enter)  # the value would change on leaving the field, too
         self._ask()
@@ -63,7 +73,9 @@ class _ChatBox(widgets.VBox):
         if not question:
             return self._say("Type a question first.")
         if (left := self._room(question)) < LEAST:
-            return self._say(f"The question is {LEAST - left} tokens too long. Shorten it and ask again.")
+            return self._say(
+                f"The question is {LEAST - left} tokens too long. Shorten it and ask again."
+            )
         text, times = "", []
         self._show(adapter, question, text, times)
         for piece in self._stream(question, self._adapters[adapter]):
@@ -74,7 +86,9 @@ class _ChatBox(widgets.VBox):
     def _show(self, adapter, question, text, times):
         self.turn.value = TURN.format(*map(html.escape, (adapter, question, text.lstrip())))
         # from the first token on, as in lab 05's measurement: until then the question is read
-        speed = f", {(len(times) - 1) / (times[-1] - times[0]):.0f} tokens/s" if len(times) > 1 else ""
+        speed = (
+            f", {(len(times) - 1) / (times[-1] - times[0]):.0f} tokens/s" if len(times) > 1 else ""
+        )
         self._say(f"{len(times)} token{'s' * (len(times) != 1)}{speed}")
 
     def _say(self, text):
@@ -82,4 +96,6 @@ class _ChatBox(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         # for pages without a kernel: the report, GitHub
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": self.turn.value + self.status.value}
+        return super()._repr_mimebundle_(**kwargs) | {
+            "text/html": self.turn.value + self.status.value
+        }

@@ -20,8 +20,21 @@ OTHER_WEIGHTS = {
     "author, AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors; add the tokenizer's files"
     for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 }
-FLOATS = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # of unquantized weights and of the buffers that lie beside old ones
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+FLOATS = {
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "BOOL",
+}  # of unquantized weights and of the buffers that lie beside old ones
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 def read_object(path: Path) -> dict:
@@ -29,9 +42,13 @@ def read_object(path: Path) -> dict:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:  # 100,000 brackets are a RecursionError
-        raise LabError(f"{path} is damaged: no JSON object ({error}). Fetch the model again.") from error
+        raise LabError(
+            f"{path} is damaged: no JSON object ({error}). Fetch the model again."
+        ) from error
     if not isinstance(found, dict):
-        raise LabError(f"{path} is damaged: a {type(found).__name__}, no JSON object. Fetch the model again.")
+        raise LabError(
+            f"{path} is damaged: a {type(found).__name__}, no JSON object. Fetch the model again."
+        )
     return found
 
 
@@ -44,17 +61,25 @@ def read_config(folder: Path) -> dict:
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
-        raise LabError(f"the model folder {folder} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id.") from None
+        raise LabError(
+            f"the model folder {folder} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id."
+        ) from None
     except NotADirectoryError:
         raise LabError(
             f"{folder} is a file. Set LAB_MODEL to the folder of a Hugging Face model, with its config.json."
         ) from None
     except OSError as error:
-        raise LabError(f"{folder} cannot be read ({error.strerror}). Give yourself the right, or copy the model.") from error
+        raise LabError(
+            f"{folder} cannot be read ({error.strerror}). Give yourself the right, or copy the model."
+        ) from error
     if "config.json" not in names:
         _refuse_other_weights(folder)
-        raise LabError(f"{folder} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one.")
-    if "adapter_config.json" in names:  # transformers would load the adapter, and the model that it names, unasked
+        raise LabError(
+            f"{folder} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one."
+        )
+    if (
+        "adapter_config.json" in names
+    ):  # transformers would load the adapter, and the model that it names, unasked
         raise LabError(
             f"{folder} holds an adapter beside the model (adapter_config.json). Merge it with PEFT (merge_and_unload, then "
             "save_pretrained), or move the adapter's files away to take the model without it."
@@ -65,7 +90,11 @@ def read_config(folder: Path) -> dict:
             f"{folder}/config.json names its weights by transformers_weights. Rename that file to model.safetensors, and remove "
             "the key."
         )
-    for key in ("quantization_config", "compression_config", "quantization"):  # the last one is MLX's
+    for key in (
+        "quantization_config",
+        "compression_config",
+        "quantization",
+    ):  # the last one is MLX's
         if config.get(key):
             method = config[key].get("quant_method", key) if isinstance(config[key], dict) else key
             raise _quantized(folder, method)
@@ -81,13 +110,17 @@ def check_config(folder: Path, config: dict) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for name in SIZES:
-        if type(config.get(name)) is not int or not 1 <= config[name] <= (1000 if "layers" in name else 10**7):
+        if type(config.get(name)) is not int or not 1 <= config[name] <= (
+            1000 if "layers" in name else 10**7
+        ):
             raise LabError(
                 f"{folder}/config.json has no usable {name} ({config.get(name)!r}, and a whole number is needed). "
                 "Fetch the model again."
             )
     try:
-        whole = AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="eager")
+        whole = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, attn_implementation="eager"
+        )
         with torch.device("meta"):  # no memory for weights
             AutoModelForCausalLM.from_config(whole, trust_remote_code=False)
     except Exception as error:  # whatever transformers' checks and the model's own code raise
@@ -134,14 +167,20 @@ def read_tokenizer(folder: Path, *, rows: int):
     if not template and (folder / "chat_template.json").is_file():  # as processors keep it
         template = read_object(folder / "chat_template.json").get("chat_template")
     if not template or not isinstance(template, str):
-        raise LabError(f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model.")
+        raise LabError(
+            f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model."
+        )
     tokenizer.chat_template = template
     tokenizer.init_kwargs.pop("auto_map", None)  # names Python code, which does not come along
     # a special token that the template does not write never occurs: Gemma 3 has one for images beyond its rows
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     idle = special - {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     vocabulary = tokenizer.get_vocab().items()
-    beyond = [token for token, number in vocabulary if number >= rows and (token in template or token not in idle)]
+    beyond = [
+        token
+        for token, number in vocabulary
+        if number >= rows and (token in template or token not in idle)
+    ]
     if beyond:
         raise LabError(
             f"the tokenizer in {folder} has tokens that the model's {rows} embedding rows do not hold ({_few(beyond)}): tokens "
@@ -175,10 +214,18 @@ def read_model(folder: Path):
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise LabError(f"the weights in {folder} are truncated or damaged ({_line(error)}). Fetch the model again.") from error
-    kinds = {"missing": "missing_keys", "of another shape": "mismatched_keys", "unknown": "unexpected_keys"}
+        raise LabError(
+            f"the weights in {folder} are truncated or damaged ({_line(error)}). Fetch the model again."
+        ) from error
+    kinds = {
+        "missing": "missing_keys",
+        "of another shape": "mismatched_keys",
+        "unknown": "unexpected_keys",
+    }
     wrong = {
-        kind: [key if isinstance(key, str) else key[0] for key in found[name]] for kind, name in kinds.items() if found[name]
+        kind: [key if isinstance(key, str) else key[0] for key in found[name]]
+        for kind, name in kinds.items()
+        if found[name]
     }
     if wrong:
         told = "; ".join(f"{kind}: {_few(names)}" for kind, names in wrong.items())
@@ -195,7 +242,9 @@ def read_model(folder: Path):
     for key in ("auto_map", "attn_implementation"):  # name code that does not come along
         vars(model.config).pop(key, None)
     # a head that differs from the embedding is kept apart by transformers, whatever config.json says
-    model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
     return model
 
 
@@ -223,7 +272,9 @@ def _weight_files(folder: Path) -> list[Path]:
 def _refuse_other_weights(folder: Path) -> None:
     for pattern, what in OTHER_WEIGHTS.items():
         if found := sorted(folder.glob(pattern)):
-            raise LabError(f"{folder} holds no model in safetensors files, but {found[0].name}: {what}.")
+            raise LabError(
+                f"{folder} holds no model in safetensors files, but {found[0].name}: {what}."
+            )
 
 
 def _quantized(folder: Path, how: str) -> LabError:

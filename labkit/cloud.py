@@ -17,7 +17,9 @@ from labkit.errors import LabError, disk_is_full, network_reason
 
 WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 SILENCE_S = 60  # longest wait for a connection or for the next byte
-RANGE = 32 * 2**20  # bytes that are asked for at once, held in memory, and lost with a dropped connection
+RANGE = (
+    32 * 2**20
+)  # bytes that are asked for at once, held in memory, and lost with a dropped connection
 ATTEMPTS = 5
 
 
@@ -25,7 +27,9 @@ def credential():
     """DefaultAzureCredential: environment, identity of a compute instance, Azure CLI; it opens no browser, asks nothing."""
     from azure.identity import DefaultAzureCredential
 
-    logging.getLogger("azure.identity").setLevel(logging.CRITICAL)  # what it tried stands in the error, too
+    logging.getLogger("azure.identity").setLevel(
+        logging.CRITICAL
+    )  # what it tried stands in the error, too
     return DefaultAzureCredential()
 
 
@@ -36,7 +40,12 @@ def client(signed_in, *workspace: str, **registry: str):
 
     # the SDK's own value is four hours: an upload whose connection stalls would hang the cell
     _asset_utils.DEFAULT_CONNECTION_TIMEOUT = SILENCE_S
-    patience = {"connection_timeout": SILENCE_S / 3, "read_timeout": SILENCE_S, "retry_total": 4, "retry_backoff_max": 20}
+    patience = {
+        "connection_timeout": SILENCE_S / 3,
+        "read_timeout": SILENCE_S,
+        "retry_total": 4,
+        "retry_backoff_max": 20,
+    }
     return MLClient(signed_in, *workspace, enable_telemetry=False, **patience, **registry)
 
 
@@ -50,7 +59,9 @@ def find_workspace() -> tuple[str, str, str] | None:
     given = tuple(os.environ.get(name, "") for name in WORKSPACE)
     if any(given) and not all(given):
         missing = ", ".join(n for n, v in zip(WORKSPACE, given, strict=True) if not v)
-        raise LabError(f"the workspace is half configured: {missing} is not set. Set all three variables, or none to rehearse.")
+        raise LabError(
+            f"the workspace is half configured: {missing} is not set. Set all three variables, or none to rehearse."
+        )
     if all(given):
         return given
     try:
@@ -69,8 +80,14 @@ def identity(signed_in) -> tuple[str, str]:
     """(who is signed in, tenant), as the token for Azure's management says it."""
     body = signed_in.get_token("https://management.azure.com/.default").token.split(".")[1]
     claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    names = [claims[name] for name in ("upn", "unique_name", "preferred_username") if claims.get(name)]
-    return names[0] if names else f"application {claims.get('appid', claims.get('oid', '?'))}", claims.get("tid", "")
+    names = [
+        claims[name] for name in ("upn", "unique_name", "preferred_username") if claims.get(name)
+    ]
+    return names[
+        0
+    ] if names else f"application {claims.get('appid', claims.get('oid', '?'))}", claims.get(
+        "tid", ""
+    )
 
 
 @contextlib.contextmanager
@@ -89,17 +106,25 @@ def azure_errors(doing: str, workspace: tuple[str, str, str] | None = None):
         if disk_is_full(error):
             text = f"{doing}: no space is left on the disk. Free some and run the cell again: it goes on there."
             raise LabError(text) from error
-        azure = error if isinstance(error, AzureError) else error.__cause__  # the SDK wraps some in a plain Exception
+        azure = (
+            error if isinstance(error, AzureError) else error.__cause__
+        )  # the SDK wraps some in a plain Exception
         if not isinstance(azure, AzureError):
             raise
         raise _as_lab_error(doing, azure, workspace) from error
 
 
-def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] | None) -> LabError:
+def _as_lab_error(
+    doing: str, error: Exception, workspace: tuple[str, str, str] | None
+) -> LabError:
     """One sentence on the cause and one with the command that mends it, with Azure's code and none of its secrets."""
     from azure.core.exceptions import ClientAuthenticationError
 
-    code = getattr(getattr(error, "error", None), "code", None) or getattr(error, "error_code", None) or ""
+    code = (
+        getattr(getattr(error, "error", None), "code", None)
+        or getattr(error, "error_code", None)
+        or ""
+    )
     code = str(getattr(code, "value", code))
     status = getattr(error, "status_code", None)
     told, entra = f"{status} {code}".strip(), re.search(r"AADSTS\d+|$", str(error))[0]
@@ -122,7 +147,9 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] 
             "'az login' ('az login --identity' on a compute instance) and run the cell again."
         )
     if not status:
-        text = re.sub(r"(?i)(sig|key|secret|token)=[^&\s'\"]+", r"\1=...", str(error) or type(error).__name__)
+        text = re.sub(
+            r"(?i)(sig|key|secret|token)=[^&\s'\"]+", r"\1=...", str(error) or type(error).__name__
+        )
         return LabError(f"{doing}: the SDK gave up: {text.splitlines()[0][:300]}.")
     if "quota" in code.lower() or "LimitReached" in code or "LimitExceeded" in code:
         return LabError(
@@ -134,7 +161,9 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] 
             f"{doing}: the storage did not take its key or SAS ({told}): it has expired, or this machine's clock is wrong. "
             "Compare 'date -u' with the real time, and run the cell again: a new SAS is asked for."
         )
-    if code == "KeyBasedAuthenticationNotPermitted" or (code.startswith("Authorization") and code != "AuthorizationFailed"):
+    if code == "KeyBasedAuthenticationNotPermitted" or (
+        code.startswith("Authorization") and code != "AuthorizationFailed"
+    ):
         return LabError(
             f"{doing}: the storage account does not let this identity in ({told}). Its owner gives the right with 'az role "
             f'assignment create --role "Storage Blob Data Contributor" --assignee WHO --scope {scope}\', or opens its firewall.'
@@ -155,8 +184,12 @@ def _as_lab_error(doing: str, error: Exception, workspace: tuple[str, str, str] 
             f"workspace list --resource-group {group} --output table' shows what there is; correct the variables or config.json."
         )
     if status == 429 or status >= 500:
-        return LabError(f"{doing}: Azure is busy or has a fault ({told}), also after several tries. Wait and run the cell again.")
-    return LabError(f"{doing}: Azure said no ({told}). Look the code up at https://learn.microsoft.com/azure/machine-learning.")
+        return LabError(
+            f"{doing}: Azure is busy or has a fault ({told}), also after several tries. Wait and run the cell again."
+        )
+    return LabError(
+        f"{doing}: Azure said no ({told}). Look the code up at https://learn.microsoft.com/azure/machine-learning."
+    )
 
 
 def _sas_is_over(error: Exception) -> bool:
@@ -168,9 +201,16 @@ def _sas_is_over(error: Exception) -> bool:
 
 def cut_off(error: Exception) -> bool:
     """Whether there was no connection, or no whole answer: another try may help."""
-    from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError, ServiceResponseError
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        HttpResponseError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
 
-    if isinstance(error, ClientAuthenticationError):  # a sign-in that failed has what stopped it in its text only
+    if isinstance(
+        error, ClientAuthenticationError
+    ):  # a sign-in that failed has what stopped it in its text only
         return bool(network_reason(error)) or "Max retries exceeded" in str(error)
     broken = isinstance(error, HttpResponseError) and not error.status_code
     return broken or isinstance(error, ServiceRequestError | ServiceResponseError)
@@ -191,7 +231,9 @@ def stored(ml_client, name: str, version: str) -> tuple:
         found.append((self.container_client, starts_with.rstrip("/") + "/"))
 
     logging.getLogger("azure.ai.ml.operations._model_operations").setLevel(logging.WARNING)
-    for attempt in range(1, ATTEMPTS + 1):  # azure-core repeats no POST, and the storage's key is asked for with one
+    for attempt in range(
+        1, ATTEMPTS + 1
+    ):  # azure-core repeats no POST, and the storage's key is asked for with one
         try:
             with patch.object(BlobStorageClient, "download", take):
                 ml_client.models.download(name, version, download_path=os.devnull)
@@ -201,7 +243,9 @@ def stored(ml_client, name: str, version: str) -> tuple:
                 raise
             time.sleep(attempt)
     if not found:
-        raise LabError(f"the files of {name} {version} do not lie in a blob storage, and other storage is not read here.")
+        raise LabError(
+            f"the files of {name} {version} do not lie in a blob storage, and other storage is not read here."
+        )
     return found[-1]
 
 
@@ -219,10 +263,14 @@ def download(container, prefix: str, out: Path) -> None:
     """
     wanted = blobs(container, prefix)
     todo = {
-        path: blob for path, blob in wanted.items() if not ((out / path).exists() and (out / path).stat().st_size == blob.size)
+        path: blob
+        for path, blob in wanted.items()
+        if not ((out / path).exists() and (out / path).stat().st_size == blob.size)
     }
     out.mkdir(parents=True, exist_ok=True)
-    missing = sum(blob.size for blob in todo.values()) - sum(part.stat().st_size for part in out.rglob("*.part"))
+    missing = sum(blob.size for blob in todo.values()) - sum(
+        part.stat().st_size for part in out.rglob("*.part")
+    )
     if (free := shutil.disk_usage(out).free) < missing:
         raise LabError(
             f"the model needs {missing / 1e9:.1f} GB, and the disk of {out} has {free / 1e9:.1f} GB free. Free some space, or "
@@ -232,7 +280,9 @@ def download(container, prefix: str, out: Path) -> None:
     for path, blob in todo.items():
         target = out / path
         if out.resolve() not in target.resolve().parents:
-            raise LabError(f"the model's file {path} would lie outside {out}: it is not downloaded. Choose another model.")
+            raise LabError(
+                f"the model's file {path} would lie outside {out}: it is not downloaded. Choose another model."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{re.sub(r'[^0-9A-Za-z]', '', blob.etag)}.part")
         for other in target.parent.glob(f"{target.name}.*.part"):
@@ -249,16 +299,29 @@ def _fill(part: Path, container, name: str, blob) -> None:
     from azure.core import MatchConditions
     from azure.core.exceptions import AzureError
 
-    unbroken = {"etag": blob.etag, "match_condition": MatchConditions.IfNotModified, "read_timeout": SILENCE_S, "retry_total": 0}
+    unbroken = {
+        "etag": blob.etag,
+        "match_condition": MatchConditions.IfNotModified,
+        "read_timeout": SILENCE_S,
+        "retry_total": 0,
+    }
     failures = 0
-    with open(part, "ab") as file:  # only ever appended to: a killed process leaves no hole, whatever it was doing
+    with open(
+        part, "ab"
+    ) as file:  # only ever appended to: a killed process leaves no hole, whatever it was doing
         while (at := file.tell()) < blob.size:
             try:
                 length = min(RANGE, blob.size - at)
-                file.write(container.download_blob(name, offset=at, length=length, max_concurrency=4, **unbroken).readall())
+                file.write(
+                    container.download_blob(
+                        name, offset=at, length=length, max_concurrency=4, **unbroken
+                    ).readall()
+                )
                 failures = 0
             except AzureError as error:
                 failures += 1
-                if failures == ATTEMPTS or not (cut_off(error) or (getattr(error, "status_code", None) or 0) >= 500):
+                if failures == ATTEMPTS or not (
+                    cut_off(error) or (getattr(error, "status_code", None) or 0) >= 500
+                ):
                     raise
                 time.sleep(2**failures)

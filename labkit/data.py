@@ -24,14 +24,28 @@ SHAPES = (
 )
 """Keys of the shapes that are read, the labs' own first. The first shape that a file's first record has is the file's."""
 
-ADDED = {"instruction": ("input", "context")}  # they belong to the question, where a record has them
+ADDED = {
+    "instruction": ("input", "context")
+}  # they belong to the question, where a record has them
 FIELD_NAMES = ("prompt", "response", "messages", "system", "history", "destination")
 
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
 ROLES |= {"system": "system", "developer": "system"}
 
 
-def load_records(path: str | Path, *, at_least: int = 1, fields: dict[str, str] | None = None, show: bool = False) -> list[dict]:
+def load_records(
+    path: str | Path,
+    *,
+    at_least: int = 1,
+    fields: dict[str, str] | None = None,
+    show: bool = False,
+) -> list[dict]:
     """Records of a file, in file order: {"prompt", "response"}, "history" if turns came before, and the keys not used.
 
     JSON lines, a JSON array, CSV or Parquet, each also in gzip, in one of SHAPES. *fields* maps FIELD_NAMES to the names in
@@ -39,7 +53,9 @@ def load_records(path: str | Path, *, at_least: int = 1, fields: dict[str, str] 
     Raises LabError with file, line (or row) and what is wrong, or where there are fewer than *at_least* records.
     """
     path, fields = Path(path), fields or {}
-    if not isinstance(fields, dict) or not all(k in FIELD_NAMES and isinstance(v, str) for k, v in fields.items()):
+    if not isinstance(fields, dict) or not all(
+        k in FIELD_NAMES and isinstance(v, str) for k, v in fields.items()
+    ):
         raise LabError(
             f"FIELDS is {fields!r}. It must map some of {', '.join(FIELD_NAMES)} to the names in your file, "
             'for example {"prompt": "frage", "response": "antwort"}.'
@@ -47,9 +63,13 @@ def load_records(path: str | Path, *, at_least: int = 1, fields: dict[str, str] 
     try:
         shape, records, used, seen = _records(path, fields)
     except RowError as error:
-        raise LabError(f'{path}: {error}. The shapes that can be read stand in data/README.md, "Your own data".') from None
+        raise LabError(
+            f'{path}: {error}. The shapes that can be read stand in data/README.md, "Your own data".'
+        ) from None
     if len(records) < at_least:
-        raise LabError(f"{path} has {len(records)} records, and at least {at_least} are needed. Add records, or unset LAB_DATA.")
+        raise LabError(
+            f"{path} has {len(records)} records, and at least {at_least} are needed. Add records, or unset LAB_DATA."
+        )
     if show:
         added = [key for key in ADDED.get(shape[0], ()) if key in map(str.lower, used)]
         names = "/".join(fields.get(key, key) for key in (*shape[:1], *added, *shape[1:]))
@@ -76,7 +96,13 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     kept, named = [], {too_long: [], no_room: [], cut: []}
     for number, record in enumerate(records, 1):
         ids, start = chat_ids(tokenizer, record)
-        fate = too_long if len(ids) > longest else no_room if start > longest - LEAST_ROOM or start >= seen else None
+        fate = (
+            too_long
+            if len(ids) > longest
+            else no_room
+            if start > longest - LEAST_ROOM or start >= seen
+            else None
+        )
         if fate is None:
             kept.append(record)
             fate = cut if len(ids) > seen else None
@@ -86,7 +112,10 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     print(f"{len(kept):,} of {len(records):,} records have room.")
     for fate, who in named.items():
         if who:
-            print(f"{len(who):,} {fate}: {'; '.join(who[:3])}" + f"; and {len(who) - 3:,} more" * (len(who) > 3))
+            print(
+                f"{len(who):,} {fate}: {'; '.join(who[:3])}"
+                + f"; and {len(who) - 3:,} more" * (len(who) > 3)
+            )
     if len(named[cut]) > len(kept) / 2:
         print(
             "Training will not see how most of your answers end, so the model will not learn to stop. Use shorter records or "
@@ -113,7 +142,9 @@ def split_records(
     """
     groups = _groups(records, by)
     if len(groups) < 2:
-        raise LabError("all records have the same prompt or destination: nothing can be held out. Add others.")
+        raise LabError(
+            "all records have the same prompt or destination: nothing can be held out. Add others."
+        )
     wanted, held, count = max(1, round(share * len(records))), set(), 0
     ranked = sorted(groups, key=lambda name: hashlib.sha256(name[0].encode()).hexdigest())
     for name in ranked:
@@ -122,7 +153,9 @@ def split_records(
             count += len(groups[name])
     rest = [name for name in ranked if name not in held]
     nearest = min(rest, key=lambda name: abs(count + len(groups[name]) - wanted))
-    if not held or (len(rest) > 1 and abs(count + len(groups[nearest]) - wanted) <= wanted - count):
+    if not held or (
+        len(rest) > 1 and abs(count + len(groups[nearest]) - wanted) <= wanted - count
+    ):
         held.add(nearest)
         count += len(groups[nearest])
     if abs(count - wanted) > max(1, wanted / 4):
@@ -150,7 +183,9 @@ def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
 
     asked = {(_plain(record["prompt"]), _plain(record["response"])) for record in records}
     for record in records:
-        turns = [turn["content"] for turn in record.get("history") or () if turn["role"] != "system"]
+        turns = [
+            turn["content"] for turn in record.get("history") or () if turn["role"] != "system"
+        ]
         # a file may hold a conversation once for each of its answers: the later ones give the earlier ones away
         pairs = zip(map(_plain, turns[::2]), map(_plain, turns[1::2]), strict=False)
         others = [("prompt", pair[0]) for pair in pairs if pair in asked]
@@ -162,7 +197,11 @@ def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
     groups = {}
     for group in together.values():
         places = [name for record in group if (name := place(record))]
-        groups[(min(places), "place") if places else (min(_plain(r["prompt"]) for r in group), "prompt")] = group
+        groups[
+            (min(places), "place")
+            if places
+            else (min(_plain(r["prompt"]) for r in group), "prompt")
+        ] = group
     return groups
 
 
@@ -170,7 +209,9 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _records(path: Path, fields: dict[str, str]) -> tuple[tuple[str, ...], list[dict], set[str], set[str]]:
+def _records(
+    path: Path, fields: dict[str, str]
+) -> tuple[tuple[str, ...], list[dict], set[str], set[str]]:
     """(shape of the file, records, keys that were used, all keys)."""
     shape, records, used, seen = (), [], set(), set()
     for place, row in rows(path):
@@ -180,13 +221,21 @@ def _records(path: Path, fields: dict[str, str]) -> tuple[tuple[str, ...], list[
             _check_letters(row)
             view = {key.strip().lower(): value for key, value in row.items()}
             if len(view) < len(row):
-                raise RowError(f"two keys differ only in capitals or spaces; the keys are: {_listed(row)}")
+                raise RowError(
+                    f"two keys differ only in capitals or spaces; the keys are: {_listed(row)}"
+                )
             view |= {key: row.get(name) for key, name in fields.items()}
             shape = shape or _shape(row, view, fields)
             record = _record(view, shape, fields)
         except RowError as error:
             raise RowError(f"{place}: {error}") from None
-        names = {*shape, *ADDED.get(shape[0], ()), "system", "destination", *["history"] * (len(shape) == 2)} - fields.keys()
+        names = {
+            *shape,
+            *ADDED.get(shape[0], ()),
+            "system",
+            "destination",
+            *["history"] * (len(shape) == 2),
+        } - fields.keys()
         taken = {key for key in row if key in fields.values() or key.strip().lower() in names}
         if view.get("destination") is not None:
             record["destination"] = view["destination"]
@@ -195,7 +244,9 @@ def _records(path: Path, fields: dict[str, str]) -> tuple[tuple[str, ...], list[
         used |= taken
         seen |= row.keys()
     if records and (never := set(fields.values()) - seen):
-        raise RowError(f"no record has the key {_listed(never)}, which FIELDS names; the keys are: {_listed(seen)}")
+        raise RowError(
+            f"no record has the key {_listed(never)}, which FIELDS names; the keys are: {_listed(seen)}"
+        )
     return shape, records, used, seen
 
 
@@ -213,11 +264,15 @@ def _shape(row: dict, view: dict, fields: dict[str, str]) -> tuple[str, ...]:
     there = {key for key in view if key not in fields or fields[key] in row}
     asked = fields.keys() & {"prompt", "response", "messages"}
     if lost := [fields[key] for key in sorted(asked) if fields[key] not in row]:
-        raise RowError(f"FIELDS names {_listed(lost)}, and the keys are: {_listed(row)}; capitals count")
+        raise RowError(
+            f"FIELDS names {_listed(lost)}, and the keys are: {_listed(row)}; capitals count"
+        )
     for keys in SHAPES:
         if asked <= set(keys) <= there:
             return keys
-    raise RowError(f"no question and answer under known names; the keys are: {_listed(row)}. FIELDS in lab 01 maps yours")
+    raise RowError(
+        f"no question and answer under known names; the keys are: {_listed(row)}. FIELDS in lab 01 maps yours"
+    )
 
 
 def _record(view: dict, shape: tuple[str, ...], fields: dict[str, str]) -> dict:
@@ -229,9 +284,17 @@ def _record(view: dict, shape: tuple[str, ...], fields: dict[str, str]) -> dict:
     elif isinstance(first, list) and isinstance(last, list):
         turns = _turns(first, names[0]) + _turns(last, names[1])
     else:
-        added = [_text(view[key], f'"{key}"') for key in ADDED.get(shape[0], ()) if not _is_blank(view.get(key))]
+        added = [
+            _text(view[key], f'"{key}"')
+            for key in ADDED.get(shape[0], ())
+            if not _is_blank(view.get(key))
+        ]
         asked = {"role": "user", "content": "\n\n".join([_text(first, names[0]), *added])}
-        turns = [*_history(view.get("history")), asked, {"role": "assistant", "content": _text(last, names[1])}]
+        turns = [
+            *_history(view.get("history")),
+            asked,
+            {"role": "assistant", "content": _text(last, names[1])},
+        ]
     if not _is_blank(view.get("system")):
         turns.insert(0, {"role": "system", "content": _text(view["system"], '"system"')})
     expected = "user"
@@ -239,21 +302,31 @@ def _record(view: dict, shape: tuple[str, ...], fields: dict[str, str]) -> dict:
         if turn["role"] == "system" and number == 1:
             continue
         if turn["role"] != expected:
-            raise RowError(f"turn {number} is of the {turn['role']}, where it is the {expected}'s turn")
+            raise RowError(
+                f"turn {number} is of the {turn['role']}, where it is the {expected}'s turn"
+            )
         expected = {"user": "assistant", "assistant": "user"}[expected]
     if turns[-1]["role"] != "assistant":
-        raise RowError(f"the last turn is of the {turns[-1]['role']}, and must be the assistant's answer")
+        raise RowError(
+            f"the last turn is of the {turns[-1]['role']}, and must be the assistant's answer"
+        )
     *history, asked, answer = turns
-    return {"prompt": asked["content"], "response": answer["content"]} | ({"history": history} if history else {})
+    return {"prompt": asked["content"], "response": answer["content"]} | (
+        {"history": history} if history else {}
+    )
 
 
 def _history(value: object) -> list[dict]:
     """Turns before the question, or [question, answer] pairs of them."""
     if _is_blank(value) or value == []:
         return []
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+    if isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 for pair in value
+    ):
         value = [
-            {"role": role, "content": text} for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)
+            {"role": role, "content": text}
+            for pair in value
+            for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
     return _turns(value, '"history"')
 
@@ -266,12 +339,16 @@ def _turns(value: object, name: str) -> list[dict]:
     for number, turn in enumerate(value, 1):
         where = f"turn {number} of {name}"
         if not isinstance(turn, dict):
-            raise RowError(f"{where} is a {type(turn).__name__}, not an object with a role and a content")
+            raise RowError(
+                f"{where} is a {type(turn).__name__}, not an object with a role and a content"
+            )
         who = turn.get("role") or turn.get("from")
         role = ROLES.get(str(who).lower())
         if role is None or turn.get("tool_calls") or turn.get("function_call"):
             what = "calls a tool" if role else f"is of {str(who)[:40]!r}"
-            raise RowError(f"{where} {what}: the labs train on turns of system, user and assistant only")
+            raise RowError(
+                f"{where} {what}: the labs train on turns of system, user and assistant only"
+            )
         content = turn["content"] if turn.get("content") is not None else turn.get("value")
         if isinstance(content, list):
             content = "\n".join(_part(part, where) for part in content)
@@ -297,7 +374,9 @@ def _text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{name} is missing, empty or not a text")
     if "\0" in value:
-        raise RowError(f"{name} holds the character NUL, at which a text ends for GenAI's C interface")
+        raise RowError(
+            f"{name} holds the character NUL, at which a text ends for GenAI's C interface"
+        )
     return value
 
 

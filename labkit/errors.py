@@ -10,8 +10,14 @@ NETWORK = (
         "the server's certificate is not trusted here{}. Where a proxy signs all traffic anew, name its certificate's file in "
         "SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
     ),
-    (r"Proxy Authentication Required", "the proxy asks for a sign-in: HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT"),
-    (r"ProxyError|nable to connect to proxy", "the proxy of HTTPS_PROXY cannot be reached, or refuses"),
+    (
+        r"Proxy Authentication Required",
+        "the proxy asks for a sign-in: HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT",
+    ),
+    (
+        r"ProxyError|nable to connect to proxy",
+        "the proxy of HTTPS_PROXY cannot be reached, or refuses",
+    ),
     (
         r"gaierror|Failed to resolve|Name or service not known|failure in name resolution",
         "the name of the server, or of the proxy in HTTPS_PROXY, is not found: there is no network, or a name is wrong",
@@ -24,8 +30,14 @@ NETWORK = (
         r"(Connect|Read|Pool)?Timeout(Error)?:|[Rr]ead timed out|\[Errno 110\]",
         "there was no answer in time: a firewall is silent, or the network slow",
     ),
-    (r"Network is unreachable|No route to host", "there is no way to the server: this machine has no network"),
-    (r"Connection ?(reset|aborted)|RemoteDisconnected|RemoteProtocolError|IncompleteRead", "the connection broke off"),
+    (
+        r"Network is unreachable|No route to host",
+        "there is no way to the server: this machine has no network",
+    ),
+    (
+        r"Connection ?(reset|aborted)|RemoteDisconnected|RemoteProtocolError|IncompleteRead",
+        "the connection broke off",
+    ),
 )
 
 
@@ -39,7 +51,9 @@ class LabError(RuntimeError):
 
 def disk_is_full(error: Exception) -> bool:
     """Whether *error* says that no space is left; shutil.copytree hides that in the text of an error without a number."""
-    return isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or f"[Errno {errno.ENOSPC}]" in str(error))
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or f"[Errno {errno.ENOSPC}]" in str(error)
+    )
 
 
 def network_reason(error: BaseException) -> str:

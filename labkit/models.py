@@ -50,12 +50,16 @@ def fetch_model(out: Path, profile: Profile) -> None:
 def gguf_file(wheel: str) -> Path:
     """Path of the GGUF file inside an installed *wheel*, verified by size and SHA-256."""
     if wheel not in WHEELS:
-        raise LabError(f"the labs know no model in the package '{wheel}', but in {', '.join(WHEELS)}. Correct LAB_MODEL.")
+        raise LabError(
+            f"the labs know no model in the package '{wheel}', but in {', '.join(WHEELS)}. Correct LAB_MODEL."
+        )
     name, expected, size = WHEELS[wheel]
     try:
         path = next(Path(f.locate()) for f in files(wheel) or [] if f.name == name)
     except (PackageNotFoundError, StopIteration):
-        raise LabError(f"the model of the cpu profile is missing: package {wheel} is not installed. Run './lab setup'.") from None
+        raise LabError(
+            f"the model of the cpu profile is missing: package {wheel} is not installed. Run './lab setup'."
+        ) from None
     if not path.is_file() or path.stat().st_size != size or sha256(path) != expected:
         raise LabError(
             f"the model file {path} is truncated or altered: its SHA-256 is not {expected[:12]}... "
@@ -69,7 +73,9 @@ def _from_wheel(out: Path, wheel: str) -> None:
     from transformers import AutoModelForCausalLM
 
     path = gguf_file(wheel)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float16, trust_remote_code=False
+    )
     # the weights are plain float16 now; the mark of their origin would keep them from being saved
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -96,11 +102,18 @@ def gguf_tokenizer(path: Path):
     merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]
     bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     control = 3  # GGUF's token type for tokens such as <|im_end|>
-    special = [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+    special = [
+        AddedToken(t, special=True, normalized=False)
+        for t, kind in zip(tokens, kinds, strict=True)
+        if kind == control
+    ]
     bpe.add_special_tokens(special)
     end = tokens[value("ggml.eos_token_id")]
     return PreTrainedTokenizerFast(
@@ -121,7 +134,9 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "tokenizer*", "*.model", "merges.txt", "*.jinja"] + ["*.safetensors"] * weights
+    wanted = ["*.json", "tokenizer*", "*.model", "merges.txt", "*.jinja"] + [
+        "*.safetensors"
+    ] * weights
     unwanted = ["*/*", "*.py", "consolidated*"]  # other formats in folders, code, a second copy
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=wanted, ignore_patterns=unwanted))
@@ -130,7 +145,9 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
             f"'{model_id}' is neither a folder of this machine nor a model's id on the Hub, such as OWNER/NAME. Correct "
             "LAB_MODEL, or MODEL in lab 01."
         ) from error
-    except Exception as error:  # of httpx, too: the Hub's library lets a proxy's refusal through as it is
+    except (
+        Exception
+    ) as error:  # of httpx, too: the Hub's library lets a proxy's refusal through as it is
         reason = network_reason(error)
         known = isinstance(error, HfHubHTTPError | LocalEntryNotFoundError | OSError)
         if disk_is_full(error) or not (known or reason):
@@ -140,7 +157,9 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
             "the network, sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
         ) from error
     if not folder.is_dir():  # nothing was wanted
-        raise LabError(f"the model '{model_id}' on the Hub has no config.json: it is no Hugging Face checkpoint. Choose another.")
+        raise LabError(
+            f"the model '{model_id}' on the Hub has no config.json: it is no Hugging Face checkpoint. Choose another."
+        )
     return folder
 
 
@@ -154,11 +173,18 @@ def _from_registry(out: Path, address: str) -> Path:
     with cloud.azure_errors(f"downloading {address}"):
         registry = cloud.client(cloud.credential(), registry_name=parts[1])
         cloud.download(*cloud.stored(registry, parts[3], parts[5]), out)
-    configs = sorted(out.rglob("config.json"), key=lambda p: (not list(p.parent.glob("*.safetensors")), len(p.parts)))
+    configs = sorted(
+        out.rglob("config.json"),
+        key=lambda p: (not list(p.parent.glob("*.safetensors")), len(p.parts)),
+    )
     if not configs:
-        raise LabError(f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose another model.")
+        raise LabError(
+            f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose another model."
+        )
     home = configs[0].parent
-    for tokenizer in out.rglob("tokenizer_config.json"):  # the catalog's MLflow layout keeps it in a folder of its own
+    for tokenizer in out.rglob(
+        "tokenizer_config.json"
+    ):  # the catalog's MLflow layout keeps it in a folder of its own
         if not (home / tokenizer.name).exists():
             shutil.copytree(tokenizer.parent, home, dirs_exist_ok=True)
     return home
@@ -172,7 +198,11 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
     model = checkpoints.read_model(source)
     model.save_pretrained(out)
     config = checkpoints.read_object(source / CONFIG)
-    changed = {"dtype" if "dtype" in config else "torch_dtype": "float16", "auto_map": None, "attn_implementation": None}
+    changed = {
+        "dtype" if "dtype" in config else "torch_dtype": "float16",
+        "auto_map": None,
+        "attn_implementation": None,
+    }
     declared = AutoConfig.from_pretrained(source, trust_remote_code=False).tie_word_embeddings
     if model.config.tie_word_embeddings != declared:  # the weights decide
         changed["tie_word_embeddings"] = model.config.tie_word_embeddings

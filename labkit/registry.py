@@ -18,7 +18,10 @@ from labkit.errors import LabError
 from labkit.workspace import OLIVE_NOTES, Lab, chatter_to, dir_mb, sha256
 
 MANIFEST = "manifest.json"
-IGNORE_FILES = (".gitignore", ".amlignore")  # the SDK obeys them silently, and would leave weights behind
+IGNORE_FILES = (
+    ".gitignore",
+    ".amlignore",
+)  # the SDK obeys them silently, and would leave weights behind
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
 TRIES = 4
 
@@ -31,8 +34,15 @@ def write_manifest(folder: Path, name: str) -> dict:
     """
     _check_names(name)
     paths = _to_upload(folder)
-    manifest = {"name": name, "files": {path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()}}
-    manifest["content_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    manifest = {
+        "name": name,
+        "files": {
+            path: {"bytes": p.stat().st_size, "sha256": sha256(p)} for path, p in paths.items()
+        },
+    }
+    manifest["content_sha256"] = hashlib.sha256(
+        json.dumps(manifest, sort_keys=True).encode()
+    ).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return manifest
 
@@ -45,10 +55,14 @@ def check_manifest(folder: Path) -> dict:
         files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
         _ = manifest["name"], manifest["content_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again.") from error
+        raise LabError(
+            f"{folder} has no readable {MANIFEST} ({type(error).__name__}). Package the model again."
+        ) from error
     for path in sorted(files.keys() | found.keys()):
         if path not in found or path not in files or sha256(found[path]) != files[path]:
-            raise LabError(f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again.")
+            raise LabError(
+                f"{folder}: {path} is missing, surplus or altered. Delete the folder and make it again."
+            )
     return manifest
 
 
@@ -69,7 +83,9 @@ def _to_upload(folder: Path) -> dict[str, Path]:
     """Relative path -> path, of all files but the manifest; LabError where one must not be uploaded, or there is none."""
     inside = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
     # what a link leads to may lie outside, may be a folder without an end, and may change after its SHA-256 was taken
-    if odd := [path for path, p in inside.items() if p.is_symlink() or not (p.is_file() or p.is_dir())]:
+    if odd := [
+        path for path, p in inside.items() if p.is_symlink() or not (p.is_file() or p.is_dir())
+    ]:
         raise LabError(
             f"{folder}: {odd[0]} is a link, a pipe or a device, and only files and folders are registered. Delete it, or put "
             "what it leads to in its place: 'cp -rL FOLDER COPY' makes a copy without links."
@@ -82,7 +98,9 @@ def _to_upload(folder: Path) -> dict[str, Path]:
             f"{folder} holds {', '.join(ignoring)}: the upload would leave files out silently. Delete it and run the cell again."
         )
     if notes := names.intersection(OLIVE_NOTES):
-        raise LabError(f"{folder} holds {', '.join(notes)}: Olive's notes, with paths of this machine. Delete them.")
+        raise LabError(
+            f"{folder} holds {', '.join(notes)}: Olive's notes, with paths of this machine. Delete them."
+        )
     if not paths:
         raise LabError(f"{folder} is empty: nothing to register. Run lab 04 first.")
     return paths
@@ -96,7 +114,9 @@ def _may_be_replaced(out: Path) -> bool:
         listed = {*json.loads((out / MANIFEST).read_text())["files"], MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return listed.issuperset(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
+    return listed.issuperset(
+        p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir()
+    )
 
 
 def open_registry(lab: Lab) -> "Registry":
@@ -133,10 +153,16 @@ class Registry:
         _check_names(name, *([] if version is None else [version]))
         manifest = check_manifest(folder)
         if manifest["name"] != name:
-            raise LabError(f"{folder} was packaged as '{manifest['name']}', not as '{name}'. Package it again under this name.")
+            raise LabError(
+                f"{folder} was packaged as '{manifest['name']}', not as '{name}'. Package it again under this name."
+            )
         with self._errors(f"registering {name}"):
             existing = self.contents(name)
-            same = [number for number, content in existing.items() if content == manifest["content_sha256"]]
+            same = [
+                number
+                for number, content in existing.items()
+                if content == manifest["content_sha256"]
+            ]
             if version is None and same:
                 version = same[-1]
             elif version in existing and version not in same:
@@ -153,11 +179,15 @@ class Registry:
         """
         out = Path(out).resolve()  # a link is followed, and ".." gets a name
         if not _may_be_replaced(out):
-            raise LabError(f"{out} holds other files than a downloaded model. Name an empty folder, or a new one.")
+            raise LabError(
+                f"{out} holds other files than a downloaded model. Name an empty folder, or a new one."
+            )
         with self._errors(f"downloading {name} {version}"):
             content = self._existing(name, version)
             # of another registry or version nothing must be taken for a part of this one
-            key = hashlib.sha256(json.dumps([str(self), name, version, content]).encode()).hexdigest()[:12]
+            key = hashlib.sha256(
+                json.dumps([str(self), name, version, content]).encode()
+            ).hexdigest()[:12]
             aside = out.with_name(f".{out.name}.{key}.download")
             self._fetch(name, version, aside)
         try:
@@ -177,7 +207,9 @@ class Registry:
         _check_names(name, version)
         contents = self.contents(name)
         if version not in contents:
-            raise LabError(f"the registry has no version {version} of {name}; it has: {', '.join(contents) or 'none'}.")
+            raise LabError(
+                f"the registry has no version {version} of {name}; it has: {', '.join(contents) or 'none'}."
+            )
         return contents[version]
 
     def _send(self, folder: Path, name: str, create, version: str | None, existing: dict) -> str:
@@ -185,7 +217,9 @@ class Registry:
         from azure.core.exceptions import AzureError, ResourceExistsError
 
         mb, attempt, taken = dir_mb(folder), 1, 0
-        until = time.monotonic() + 120 + mb / 0.5  # MB/s: slower than that, another try makes no sense
+        until = (
+            time.monotonic() + 120 + mb / 0.5
+        )  # MB/s: slower than that, another try makes no sense
         while True:
             chosen = version or str(max([taken, *map(_number, existing)]) + 1)
             try:
@@ -195,28 +229,46 @@ class Registry:
             except AzureError as error:
                 if time.monotonic() > until:
                     raise
-                if isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(error):
+                if isinstance(error, AssetPathException) or "Asset paths cannot be updated" in str(
+                    error
+                ):
                     if version:
                         raise
-                    taken, existing = int(chosen), self.contents(name)  # somebody else was faster and has this number now
+                    taken, existing = (
+                        int(chosen),
+                        self.contents(name),
+                    )  # somebody else was faster and has this number now
                     time.sleep(random.uniform(0.1, 0.5))
                     continue
                 # what a killed upload left behind makes the SDK's first try fail with ResourceExistsError
-                if attempt == TRIES or not (cloud.cut_off(error) or isinstance(error, ResourceExistsError)):
+                if attempt == TRIES or not (
+                    cloud.cut_off(error) or isinstance(error, ResourceExistsError)
+                ):
                     raise
                 print(f"try {attempt} of {TRIES} was cut off ({type(error).__name__}): once more")
                 attempt += 1
 
     def _verified(self, name: str, version: str, manifest: dict) -> dict:
-        stored, wanted = self.files(name, version), {path: entry["bytes"] for path, entry in manifest["files"].items()}
+        stored, wanted = (
+            self.files(name, version),
+            {path: entry["bytes"] for path, entry in manifest["files"].items()},
+        )
         stored.pop(MANIFEST, None)
-        wrong = [path for path in sorted(wanted.keys() | stored.keys()) if wanted.get(path) != stored.get(path)]
+        wrong = [
+            path
+            for path in sorted(wanted.keys() | stored.keys())
+            if wanted.get(path) != stored.get(path)
+        ]
         if wrong or self.contents(name).get(version) != manifest["content_sha256"]:
             raise LabError(
                 f"version {version} of {name} is not what was sent: {', '.join(wrong[:3]) or 'its content'} differs. Remove that "
                 "version (lab 06, 'Clean up') and register again."
             )
-        return {"name": name, "version": version, "mb": sum(wanted.values()) / 1e6} | self._address(name, version)
+        return {
+            "name": name,
+            "version": version,
+            "mb": sum(wanted.values()) / 1e6,
+        } | self._address(name, version)
 
 
 class LocalRegistry(Registry):
@@ -231,17 +283,29 @@ class LocalRegistry(Registry):
         import yaml
         from azure.ai.ml import load_model
 
-        package, partial = self._home(asset.name, asset.version), self._home(asset.name) / ".partial"
-        if asset.version in self.contents(asset.name):  # create_or_update may be called without register around it
+        package, partial = (
+            self._home(asset.name, asset.version),
+            self._home(asset.name) / ".partial",
+        )
+        if asset.version in self.contents(
+            asset.name
+        ):  # create_or_update may be called without register around it
             raise _taken(asset.name, asset.version)
         _to_upload(Path(asset.path))
-        for leftover in (partial, package):  # of a call that was interrupted: a version has a model.yml
+        for leftover in (
+            partial,
+            package,
+        ):  # of a call that was interrupted: a version has a model.yml
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(asset.path, partial / "model")
-        fields = {"$schema": SCHEMA} | {key: getattr(asset, key) for key in ("name", "version", "type", "description")}
+        fields = {"$schema": SCHEMA} | {
+            key: getattr(asset, key) for key in ("name", "version", "type", "description")
+        }
         fields |= {"path": "model", "tags": asset.tags, "properties": asset.properties}
         given = {key: value for key, value in fields.items() if value is not None}
-        (partial / "model.yml").write_text(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
+        (partial / "model.yml").write_text(
+            yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+        )
         made = load_model(partial / "model.yml")
         partial.rename(package)
         return made
@@ -250,22 +314,35 @@ class LocalRegistry(Registry):
         """Version -> content, the oldest first."""
         from azure.ai.ml import load_model
 
-        found = sorted(self._home(name).glob("[!.]*/model.yml"), key=lambda p: _number(p.parent.name))
-        return {p.parent.name: (load_model(p).properties or {}).get("content_sha256") for p in found}
+        found = sorted(
+            self._home(name).glob("[!.]*/model.yml"), key=lambda p: _number(p.parent.name)
+        )
+        return {
+            p.parent.name: (load_model(p).properties or {}).get("content_sha256") for p in found
+        }
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files."""
         home = self._home(name, version) / "model"
-        return {p.relative_to(home).as_posix(): p.stat().st_size for p in home.rglob("*") if p.is_file()}
+        return {
+            p.relative_to(home).as_posix(): p.stat().st_size
+            for p in home.rglob("*")
+            if p.is_file()
+        }
 
     def costs(self, name: str) -> list[str]:
         """What takes space, one line each."""
-        return [f"version {v} of {name}: {dir_mb(self._home(name, v)):,.1f} MB of this disk" for v in self.contents(name)]
+        return [
+            f"version {v} of {name}: {dir_mb(self._home(name, v)):,.1f} MB of this disk"
+            for v in self.contents(name)
+        ]
 
     def remove(self, name: str, version: str) -> None:
         """Deletes a version; LabError where there is none."""
         self._existing(name, version)
-        (self._home(name, version) / "model.yml").unlink()  # from here on it is no version, whatever happens
+        (
+            self._home(name, version) / "model.yml"
+        ).unlink()  # from here on it is no version, whatever happens
         shutil.rmtree(self._home(name, version))
 
     def stop(self, compute: str) -> None:
@@ -281,7 +358,9 @@ class LocalRegistry(Registry):
         home = self.folder.joinpath(name, *version)
         for place in (self.folder / name, self.folder / name / ".partial", home, home / "model"):
             if place.is_symlink():
-                raise LabError(f"{place} is a link, and would lead out of the registry. Delete it and run the cell again.")
+                raise LabError(
+                    f"{place} is a link, and would lead out of the registry. Delete it and run the cell again."
+                )
         return home
 
     def _errors(self, doing: str):
@@ -292,7 +371,9 @@ class LocalRegistry(Registry):
 
     def _fetch(self, name: str, version: str, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(self._home(name, version) / "model", out, symlinks=True)  # a link is refused afterwards
+        shutil.copytree(
+            self._home(name, version) / "model", out, symlinks=True
+        )  # a link is refused afterwards
 
     def _address(self, name: str, version: str) -> dict:
         return {"id": f"{name}:{version}", "url": str(self._home(name, version))}
@@ -309,19 +390,26 @@ class WorkspaceRegistry(Registry):
             who, self.tenant = cloud.identity(signed_in)
             print(f"signed in as {who}")
             place = self.client.workspaces.get(workspace[2]).location
-        print(f"workspace {workspace[2]} ({place}), resource group {workspace[1]}, subscription {workspace[0]}")
+        print(
+            f"workspace {workspace[2]} ({place}), resource group {workspace[1]}, subscription {workspace[0]}"
+        )
 
     def contents(self, name: str) -> dict[str, str | None]:
         """Version -> content, the oldest first; None where it is archived, or was registered without a manifest."""
         contents = dict.fromkeys(model.version for model in self._versions(name, archived=True))
         for model in self._versions(name):
-            contents[model.version] = (model.properties or {}).get("content_sha256") or self._stored_content(model)
+            contents[model.version] = (model.properties or {}).get(
+                "content_sha256"
+            ) or self._stored_content(model)
         return contents
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files in the storage account."""
         _check_names(name, version)
-        return {path: blob.size for path, blob in cloud.blobs(*cloud.stored(self.client, name, version)).items()}
+        return {
+            path: blob.size
+            for path, blob in cloud.blobs(*cloud.stored(self.client, name, version)).items()
+        }
 
     def costs(self, name: str) -> list[str]:
         """What costs money in this workspace, one line each: compute that runs, endpoints, this model's storage."""
@@ -334,10 +422,17 @@ class WorkspaceRegistry(Registry):
                     rows.append(f"cluster {compute.name}: keeps {nodes} nodes also at rest")
                 elif state and state.lower() not in ("stopped", "stopping", "deleting"):
                     rows.append(f"compute {compute.name}: {state}")
-            rows += [f"endpoint {one.name}: by the hour, while it exists" for one in self.client.online_endpoints.list()]
+            rows += [
+                f"endpoint {one.name}: by the hour, while it exists"
+                for one in self.client.online_endpoints.list()
+            ]
             active = {model.version for model in self._versions(name)}
             for model in self._versions(name, archived=True):
-                mb = sum(self.files(name, model.version).values()) / 1e6 if model.tags.get("files") != "deleted" else 0
+                mb = (
+                    sum(self.files(name, model.version).values()) / 1e6
+                    if model.tags.get("files") != "deleted"
+                    else 0
+                )
                 if mb:
                     kind = "version" if model.version in active else "archived version"
                     rows.append(f"{kind} {model.version} of {name}: {mb:,.1f} MB of storage")
@@ -355,7 +450,11 @@ class WorkspaceRegistry(Registry):
             model.tags["files"] = "deleted"
             self.client.models.create_or_update(model)
             self.client.models.archive(name, version)
-            left = [m.version for m in self._versions(name, archived=True) if m.tags.get("files") != "deleted"]
+            left = [
+                m.version
+                for m in self._versions(name, archived=True)
+                if m.tags.get("files") != "deleted"
+            ]
             if prefix not in {cloud.stored(self.client, name, other)[1] for other in left}:
                 for path in cloud.blobs(container, prefix):
                     container.delete_blob(prefix + path)
@@ -366,7 +465,9 @@ class WorkspaceRegistry(Registry):
             poller = self.client.compute.begin_stop(compute)
             poller.result(timeout=600)
             if not poller.done():
-                raise LabError(f"{compute} has not stopped after ten minutes. Look at it in the studio, 'Compute'.")
+                raise LabError(
+                    f"{compute} has not stopped after ten minutes. Look at it in the studio, 'Compute'."
+                )
 
     def _versions(self, name: str, *, archived: bool = False) -> list:
         """The model's versions as MLClient lists them, the oldest first; with *archived* those as well."""
@@ -376,7 +477,10 @@ class WorkspaceRegistry(Registry):
 
         view = ListViewType.ALL if archived else ListViewType.ACTIVE_ONLY
         try:
-            return sorted(self.client.models.list(name, list_view_type=view), key=lambda model: _number(model.version))
+            return sorted(
+                self.client.models.list(name, list_view_type=view),
+                key=lambda model: _number(model.version),
+            )
         except ResourceNotFoundError:
             return []
 
@@ -398,7 +502,9 @@ class WorkspaceRegistry(Registry):
 
         try:
             container, prefix = cloud.stored(self.client, model.name, model.version)
-            return json.loads(container.download_blob(prefix + MANIFEST).readall())["content_sha256"]
+            return json.loads(container.download_blob(prefix + MANIFEST).readall())[
+                "content_sha256"
+            ]
         except (AzureError, LabError, ValueError, KeyError, TypeError) as error:
             if cloud.cut_off(error):
                 raise
@@ -445,5 +551,7 @@ class _Sent:
             mb = (psutil.net_io_counters().bytes_sent - before) / 1e6
             seconds = time.monotonic() - started
             print(
-                f"  {self.mb:,.0f} MB to send; this machine has sent {mb:,.0f} MB in {seconds:.0f} s", file=self.out, flush=True
+                f"  {self.mb:,.0f} MB to send; this machine has sent {mb:,.0f} MB in {seconds:.0f} s",
+                file=self.out,
+                flush=True,
             )

@@ -14,7 +14,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = 2**28  # bytes once unpacked: hundreds of times what the labs can train on, and still an eighth of a small machine
+LIMIT = (
+    2**28
+)  # bytes once unpacked: hundreds of times what the labs can train on, and still an eighth of a small machine
 BLANK = re.compile(r"\s*")
 
 
@@ -72,7 +74,9 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object; Python itself would keep the last of two values and say nothing."""
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        raise RowError(f"{ascii(next(n for n in names if names.count(n) > 1))[:40]} is there twice")
+        raise RowError(
+            f"{ascii(next(n for n in names if names.count(n) > 1))[:40]} is there twice"
+        )
     return found
 
 
@@ -85,7 +89,9 @@ def _placed(line: int, *, before: int = 0):
     try:
         yield
     except json.JSONDecodeError as error:
-        raise RowError(f"line {before + error.lineno}: not valid JSON ({error.msg} at column {error.colno})") from None
+        raise RowError(
+            f"line {before + error.lineno}: not valid JSON ({error.msg} at column {error.colno})"
+        ) from None
     except RecursionError:
         raise RowError(f"line {line}: brackets in brackets, too deep to read") from None
     except ValueError:
@@ -125,7 +131,9 @@ def _csv(text: str) -> Iterator[tuple[str, dict]]:
     """The separator is the one of , ; and tab that the first line has most of."""
     csv.field_size_limit(LIMIT)  # 131,072 letters otherwise
     first = (text.lstrip().splitlines() or [""])[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True
+    )
     names = None
     while True:
         line = reader.line_num + 1
@@ -142,7 +150,9 @@ def _csv(text: str) -> Iterator[tuple[str, dict]]:
             if len(set(names)) < len(names):
                 raise RowError(f"line {line}: two columns have the same name")
         elif len(row) != len(names):
-            raise RowError(f"line {line}: {len(row)} fields, and the first line names {len(names)} columns")
+            raise RowError(
+                f"line {line}: {len(row)} fields, and the first line names {len(names)} columns"
+            )
         else:
             yield f"line {line}", dict(zip(names, row, strict=True))
 

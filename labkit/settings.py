@@ -13,7 +13,9 @@ def carry_settings(source: Path, out: Path, **changed) -> None:
     Libraries write their own: AutoAWQ switches the cache off, and drops the list of tokens that end an answer.
     """
     config = json.loads((source / CONFIG).read_text()) | changed
-    for key in [key for key, value in changed.items() if value is None]:  # a null of the source says something, and stays
+    for key in [
+        key for key, value in changed.items() if value is None
+    ]:  # a null of the source says something, and stays
         del config[key]
     (out / CONFIG).write_text(json.dumps(config, indent=2))
     if (source / GENERATION).is_file():
@@ -23,7 +25,11 @@ def carry_settings(source: Path, out: Path, **changed) -> None:
 def stop_ids(folder: Path) -> list[int]:
     """The ids of the tokens that end an answer: those of generation_config.json, else those of config.json."""
     for name in (GENERATION, CONFIG):
-        found = json.loads((folder / name).read_text()).get("eos_token_id") if (folder / name).is_file() else None
+        found = (
+            json.loads((folder / name).read_text()).get("eos_token_id")
+            if (folder / name).is_file()
+            else None
+        )
         if found is not None:
             return found if isinstance(found, list) else [found]
     return []
@@ -34,4 +40,8 @@ def add_stop_id(folder: Path, number: int) -> None:
     path, known = folder / GENERATION, stop_ids(folder)
     settings = json.loads(path.read_text()) if path.is_file() else {}
     if number not in known or settings.get("eos_token_id") is None:
-        path.write_text(json.dumps(settings | {"eos_token_id": list(dict.fromkeys([*known, number]))}, indent=2))
+        path.write_text(
+            json.dumps(
+                settings | {"eos_token_id": list(dict.fromkeys([*known, number]))}, indent=2
+            )
+        )

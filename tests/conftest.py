@@ -17,7 +17,9 @@ def pytest_configure(config):
     # a test run neither reads nor writes the user's own runs and settings
     for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *WORKSPACE):
         os.environ.pop(name, None)
-    os.environ["LAB_REHEARSE"] = "1"  # a config.json above the repository must not make tests upload
+    os.environ["LAB_REHEARSE"] = (
+        "1"  # a config.json above the repository must not make tests upload
+    )
     os.environ.setdefault("LAB_STEPS", "8")
     if os.environ.get("CI"):  # kept for whoever reads a failure
         shutil.rmtree(ROOT / "runs" / "test", ignore_errors=True)
@@ -45,7 +47,11 @@ class NotRun:
     def pytest_runtest_setup(self, item):
         if item.path.suffix == ".ipynb" and self.failed:
             folder = Path(os.environ["LAB_RUNS"]) / "cpu"
-            missing = [p for p in workspace.LABS[item.path.name[:2]][1] if not workspace.is_current(folder, p)]
+            missing = [
+                p
+                for p in workspace.LABS[item.path.name[:2]][1]
+                if not workspace.is_current(folder, p)
+            ]
             if missing:
                 pytest.skip(f"not run: an earlier lab failed, and {', '.join(missing)} is missing")
 
@@ -77,11 +83,20 @@ def byte_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend = Tokenizer(
+        tokenizer_models.BPE(
+            vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]
+        )
+    )
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
     template += "{% if add_generation_prompt %}assistant:{% endif %}"
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<end>", chat_template=template
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 UNLOCKED = "import labkit.machine; labkit.machine._packages = lambda profile: ('packages', True, 'not checked', '')"
 
 
-def run_lab(number: str, settings: dict[str, str], out: Path, *, first: Iterable[str] = ()) -> list[str]:
+def run_lab(
+    number: str, settings: dict[str, str], out: Path, *, first: Iterable[str] = ()
+) -> list[str]:
     """Executes lab *number* with the environment *settings*, saves it in *out*, and returns what its checkpoints found wrong.
 
     *first* is code that runs before its first cell. A checkpoint's failure does not stop the lab; any other error is raised.
@@ -23,10 +25,16 @@ def run_lab(number: str, settings: dict[str, str], out: Path, *, first: Iterable
             cell.metadata.tags.append("raises-exception")
     book.cells[:0] = [nbformat.v4.new_code_cell(code) for code in first]
     path_of = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    client = NotebookClient(book, kernel_name="python3", timeout=590, resources={"metadata": {"path": path.parent}})
+    client = NotebookClient(
+        book, kernel_name="python3", timeout=590, resources={"metadata": {"path": path.parent}}
+    )
     try:
         client.execute(env=os.environ | {"PYTHONPATH": path_of} | settings)
     finally:
         nbformat.write(book, out / path.name)
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    return [output.evalue.split("(")[0].split(". ")[0] for output in outputs if output.output_type == "error"]
+    return [
+        output.evalue.split("(")[0].split(". ")[0]
+        for output in outputs
+        if output.output_type == "error"
+    ]

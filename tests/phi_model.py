@@ -15,14 +15,29 @@ SHORT = (
     "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
 )
 # where somebody has put the tokenizer of the published model, beside the repository; it is not part of it
-PUBLISHED_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "models" / "phi-3-mini-tokenizer"
+PUBLISHED_TOKENIZER = (
+    Path(__file__).resolve().parents[2] / "shared" / "models" / "phi-3-mini-tokenizer"
+)
 STOP_IDS = [32007, 32001, 32000]
-CONTROL = ["<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|placeholder3|>", "<|placeholder4|>"]
+CONTROL = [
+    "<|endoftext|>",
+    "<|assistant|>",
+    "<|placeholder1|>",
+    "<|placeholder2|>",
+    "<|placeholder3|>",
+    "<|placeholder4|>",
+]
 CONTROL += ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
 
 
 def write_phi(
-    folder: Path, *, tokenizer: Path | None = None, layers: int = 32, hidden: int = 3072, mlp: int = 8192, tied: bool = False
+    folder: Path,
+    *,
+    tokenizer: Path | None = None,
+    layers: int = 32,
+    hidden: int = 3072,
+    mlp: int = 8192,
+    tied: bool = False,
 ) -> None:
     """Writes a checkpoint with seeded random weights to *folder*; every 64th channel of a norm is 20 times the rest.
 
@@ -32,7 +47,9 @@ def write_phi(
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
-    published = published_config(layers=layers, hidden=hidden, mlp=mlp) | {"tie_word_embeddings": tied}
+    published = published_config(layers=layers, hidden=hidden, mlp=mlp) | {
+        "tie_word_embeddings": tied
+    }
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(7)
     before = torch.get_default_dtype()
@@ -47,7 +64,12 @@ def write_phi(
             norm.weight.data[::64] *= 20
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(published, indent=2))
-    settings = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": STOP_IDS, "pad_token_id": 32000}
+    settings = {
+        "_from_model_config": True,
+        "bos_token_id": 1,
+        "eos_token_id": STOP_IDS,
+        "pad_token_id": 32000,
+    }
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2))
     if tokenizer:
         PreTrainedTokenizerFast.from_pretrained(tokenizer).save_pretrained(folder)
@@ -60,7 +82,10 @@ def write_phi(
 def published_config(*, layers: int, hidden: int, mlp: int) -> dict:
     """config.json of Phi-3.5-mini-instruct with other sizes; a head keeps its 96 channels."""
     code = "microsoft/Phi-3.5-mini-instruct--"
-    factors = {"long_factor": [float(x) for x in LONG.split()], "short_factor": [float(x) for x in SHORT.split()]}
+    factors = {
+        "long_factor": [float(x) for x in LONG.split()],
+        "short_factor": [float(x) for x in SHORT.split()],
+    }
     return {
         "_name_or_path": "Phi-3.5-mini-instruct",
         "architectures": ["Phi3ForCausalLM"],
@@ -104,18 +129,41 @@ def small_tokenizer():
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *printable[:95]]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *printable[:95],
+    ]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     vocabulary |= {f"filler{number}": number for number in range(len(vocabulary), 32000)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
     )
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>")]
+    )
     backend.add_tokens([AddedToken("</s>", rstrip=True, normalized=False)])
     backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>") for token in CONTROL]
+        [
+            AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>")
+            for token in CONTROL
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>",

@@ -17,5 +17,9 @@ def damaged(source: Path, product: Path) -> dict:
     for name in ("config.json", "generation_config.json"):
         before, after = (json.loads((folder / name).read_text()) for folder in (source, product))
         keys = (before.keys() | after.keys()) - MAY_DIFFER.keys()
-        found |= {f"{name} {key}": (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+        found |= {
+            f"{name} {key}": (before.get(key), after.get(key))
+            for key in keys
+            if before.get(key) != after.get(key)
+        }
     return found

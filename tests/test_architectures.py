@@ -23,9 +23,29 @@ from labkit.workspace import Lab, notebook_path
 
 CPU = PROFILES["cpu"]
 PAGE = ROOT / "docs" / "MODELS.md"
-LINEARS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LONG = {"rope_type": "longrope", "long_factor": [2.0 + i for i in range(24)], "short_factor": [1 + i / 8 for i in range(24)]}
+LINEARS = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+LONG = {
+    "rope_type": "longrope",
+    "long_factor": [2.0 + i for i in range(24)],
+    "short_factor": [1 + i / 8 for i in range(24)],
+}
 TWO_ROPES = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
@@ -84,7 +104,9 @@ def make(kind: str, folder: Path, tokenizer, **settings) -> Path:
         "num_key_value_heads": 2, "eos_token_id": 256, "pad_token_id": 256, "bos_token_id": 256,
         "max_position_embeddings": 512, "initializer_range": 0.15, "tie_word_embeddings": True,
     }  # fmt: skip
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **same | CASES[kind] | settings))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **same | CASES[kind] | settings)
+    )
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -113,7 +135,9 @@ def olive_run(workflow: dict, out: Path) -> Path:
 
 def apart(found, wanted) -> float:
     """How far *found* is from *wanted*, in spreads of *wanted*."""
-    found, wanted = (np.concatenate([np.ravel(part) for part in parts]) for parts in (found, wanted))
+    found, wanted = (
+        np.concatenate([np.ravel(part) for part in parts]) for parts in (found, wanted)
+    )
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted - wanted.mean()))
 
 
@@ -131,7 +155,9 @@ class Route:
     parity: dict
     off: float  # ONNX against torch
     on: float
-    worse: list[float]  # how much worse, in transformers' logits, GenAI's tokens are than the best, in their spreads
+    worse: list[
+        float
+    ]  # how much worse, in transformers' logits, GenAI's tokens are than the best, in their spreads
 
 
 def rounded_to_nearest(folder: Path):
@@ -155,30 +181,48 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
     # lab 01
     fetch_model(folder / "base", replace(CPU, model=str(make(kind, folder / "source", tokenizer))))
     # lab 02
-    rows = [{"token_ids": labkit.chat_ids(tokenizer, record)[0]} for record in labkit.load_records(CPU.data)[:4]]
+    rows = [
+        {"token_ids": labkit.chat_ids(tokenizer, record)[0]}
+        for record in labkit.load_records(CPU.data)[:4]
+    ]
     (folder / "calibration.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     workflow = Lab("02", CPU).workflow("quantize", model_path=folder / "base")
-    workflow["passes"]["awq"] |= {"dtype": "float32", "calibration_file": str(folder / "calibration.jsonl")}
+    workflow["passes"]["awq"] |= {
+        "dtype": "float32",
+        "calibration_file": str(folder / "calibration.jsonl"),
+    }
     labkit.unpack_awq(olive_run(workflow, folder / "awq"), folder / "dense")
     base, model = losses(load(folder / "base")), load(folder / "dense")
-    linears = {n: m for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {
+        n: m for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)
+    }
     groups = torch.cat([layer.weight.detach().reshape(-1, 32) for layer in linears.values()])
     values = max(len(group.unique()) for group in groups)
     plain = losses(model)
     # lab 03
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=list(CPU.lora_targets), init_lora_weights=False)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(CPU.lora_targets), init_lora_weights=False
+    )
     torch.manual_seed(1)
     model = get_peft_model(model, lora).eval()
     model.save_pretrained(folder / "adapter")
     tuned = losses(model)
     trained = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
     # lab 04
-    workflow = Lab("04", CPU).workflow("optimize", model_path=folder / "dense", adapter_path=folder / "adapter")
+    workflow = Lab("04", CPU).workflow(
+        "optimize", model_path=folder / "dense", adapter_path=folder / "adapter"
+    )
     capture = workflow["passes"]["capture"]
     if not model.config.tie_word_embeddings:
         surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
-        capture["extra_options"]["shared_embeddings"] = surgery["remove_duplicate_initializers"] = False
-        workflow["passes"] = {"capture": capture, "embedding": surgery, "extract": workflow["passes"]["extract"]}
+        capture["extra_options"]["shared_embeddings"] = surgery[
+            "remove_duplicate_initializers"
+        ] = False
+        workflow["passes"] = {
+            "capture": capture,
+            "embedding": surgery,
+            "extract": workflow["passes"]["extract"],
+        }
     onnx_dir = olive_run(workflow, folder / "onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
     return Route(
@@ -209,7 +253,12 @@ def worse(model, onnx_dir: Path, adapter: Path, tokenizer) -> list[float]:
     assert list(ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
     for name in (None, "travel"):
         settings = og.GeneratorParams(engine)
-        settings.set_search_options(max_length=len(ids) + 24, min_length=len(ids) + 24, do_sample=False, repetition_penalty=1.0)
+        settings.set_search_options(
+            max_length=len(ids) + 24,
+            min_length=len(ids) + 24,
+            do_sample=False,
+            repetition_penalty=1.0,
+        )
         generator = og.Generator(engine, settings)
         if name:
             generator.set_active_adapter(adapters, name)
@@ -218,7 +267,9 @@ def worse(model, onnx_dir: Path, adapter: Path, tokenizer) -> list[float]:
             generator.generate_next_token()
         written = torch.tensor(generator.get_sequence(0).tolist())
         with nullcontext() if name else model.disable_adapter(), torch.inference_mode():
-            logits = model(written[None]).logits[0, len(ids) - 1 : -1, :256]  # a turn's end is not allowed before min_length
+            logits = model(written[None]).logits[
+                0, len(ids) - 1 : -1, :256
+            ]  # a turn's end is not allowed before min_length
         missing = logits.amax(-1) - logits.gather(-1, written[len(ids) :, None])[:, 0]
         found.append((missing / logits.std(-1)).max().item())
     return found
@@ -249,14 +300,24 @@ def route(tmp_path_factory, byte_tokenizer):
 # ---- carried
 
 
-def same_logits(folder: Path, tmp_path: Path, *, provider: str = CPU.provider, precision: str = "fp32") -> dict[int, float]:
+def same_logits(
+    folder: Path, tmp_path: Path, *, provider: str = CPU.provider, precision: str = "fp32"
+) -> dict[int, float]:
     """Tokens -> relative difference of the logits, between transformers and the graph for *provider*, run on the CPU."""
     from labkit.evaluate import _onnx_logits
 
     workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=folder)
     del workflow["input_model"]["adapter_path"]
-    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": {"hf_remote": False}}
-    logits = _onnx_logits(olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx"), CPU.provider, None)
+    capture = {
+        "type": "LoraModelBuilder",
+        "precision": precision,
+        "extra_options": {"hf_remote": False},
+    }
+    logits = _onnx_logits(
+        olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx"),
+        CPU.provider,
+        None,
+    )
     model, found = load(folder), {}
     ids = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(5)).tolist()
     for count in (8, 32, 33, 64, 65, 200):  # below and beyond each window and original length
@@ -282,7 +343,9 @@ def test_the_graph_for_a_gpu_computes_the_same_in_16_bits(kind, tmp_path, byte_t
 @pytest.mark.parametrize("kind", ["llama", "granite"])
 def test_positions_that_are_scaled_evenly(kind, tmp_path, byte_tokenizer):
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
-    found = same_logits(make(kind, tmp_path / "model", byte_tokenizer, rope_parameters=rope), tmp_path)
+    found = same_logits(
+        make(kind, tmp_path / "model", byte_tokenizer, rope_parameters=rope), tmp_path
+    )
     assert max(found.values()) < 1e-4, found
 
 
@@ -303,7 +366,9 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
     layers = CASES[kind].get("num_hidden_layers", 2)
     return {
         "AWQ": found.values <= 16 and found.awq < 1.2 * found.plain_rounding,
-        "LoRA": found.trained == found.linears <= LINEARS and found.effect > 0.5 and found.joined == 2 * 4 * layers,
+        "LoRA": found.trained == found.linears <= LINEARS
+        and found.effect > 0.5
+        and found.joined == 2 * 4 * layers,
         "integers": found.parity["share_of_weights"] == 1 and found.parity["same_groups"] >= 0.99,
         "loss": found.off < 0.2,
         "loss with adapter": found.on < 0.2,
@@ -312,12 +377,18 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("kind", CARRIED)
-def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(kind, tmp_path, byte_tokenizer, monkeypatch):
+def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(
+    kind, tmp_path, byte_tokenizer, monkeypatch
+):
     """Without rounding, and with whatever scales, the model stays the same; masks and rotary embeddings differ by block."""
     from labkit.passes.awq import awq_quantize
     from labkit.passes.awq_search import DeviceQuantizer
 
-    folder, found, quantize = make(kind, tmp_path / "model", byte_tokenizer), [], DeviceQuantizer._quantize
+    folder, found, quantize = (
+        make(kind, tmp_path / "model", byte_tokenizer),
+        [],
+        DeviceQuantizer._quantize,
+    )
     ids = torch.randint(0, 256, (2, 128), generator=torch.Generator().manual_seed(5))
 
     def noted(self):
@@ -325,10 +396,21 @@ def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(kind
         found.extend([self.inps, self.model(ids).logits])
 
     monkeypatch.setattr(DeviceQuantizer, "_quantize", noted)
-    monkeypatch.setattr(DeviceQuantizer, "_best_scales", lambda self, *_, inp, **__: 0.5 + torch.rand(inp.shape[-1]))
+    monkeypatch.setattr(
+        DeviceQuantizer,
+        "_best_scales",
+        lambda self, *_, inp, **__: 0.5 + torch.rand(inp.shape[-1]),
+    )
     monkeypatch.setattr(DeviceQuantizer, "_clipped", lambda self, weight, inputs: weight)
     monkeypatch.setattr(DeviceQuantizer, "_packed", lambda self, linear, weight: linear)
-    awq_quantize(folder, tmp_path / "awq", calibration=ids.tolist(), group_size=32, dtype="float32", device="cpu")
+    awq_quantize(
+        folder,
+        tmp_path / "awq",
+        calibration=ids.tolist(),
+        group_size=32,
+        dtype="float32",
+        device="cpu",
+    )
     model = load(folder)
     model.model.layers[-1].register_forward_hook(lambda *given: found.append(given[2]))
     with torch.inference_mode():
@@ -344,16 +426,30 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
 
     folder = make(kind, tmp_path / "model", byte_tokenizer)
     workflow = Lab("03", CPU).workflow("finetune", model_path=folder)
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 4))
-    load_data = {"data_name": "json", "data_files": str(tmp_path / "train.jsonl"), "split": "train"}
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in RECORDS * 4)
+    )
+    load_data = {
+        "data_name": "json",
+        "data_files": str(tmp_path / "train.jsonl"),
+        "split": "train",
+    }
     process = {
         "type": "text_generation_huggingface_pre_process",
         "model_name": str(folder),
         "text_template": "{prompt} {response}",
     }
     process |= {"strategy": "line-by-line", "max_seq_len": 160, "pad_to_max_len": False}
-    data = {"name": "train", "type": "HuggingfaceContainer", "load_dataset_config": load_data, "pre_process_data_config": process}
-    lora = workflow["passes"]["lora"] | {"target_modules": list(CPU.lora_targets), "torch_dtype": "float32"}
+    data = {
+        "name": "train",
+        "type": "HuggingfaceContainer",
+        "load_dataset_config": load_data,
+        "pre_process_data_config": process,
+    }
+    lora = workflow["passes"]["lora"] | {
+        "target_modules": list(CPU.lora_targets),
+        "torch_dtype": "float32",
+    }
     del lora["eval_data_config"]
     lora["training_args"] |= {
         "max_steps": 2,
@@ -363,7 +459,11 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
     }
     olive_run(workflow | {"data_configs": [data], "passes": {"lora": lora}}, tmp_path / "lora")
     adapter = load_file(next((tmp_path / "lora").rglob("adapter_model.safetensors")))
-    linears = [name for name, module in load(folder).model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
+    linears = [
+        name
+        for name, module in load(folder).model.layers.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
     assert len(adapter) == 2 * len(linears)
     assert all(tensor.abs().sum() > 0 for tensor in adapter.values())  # B starts as zeros
 
@@ -373,7 +473,9 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
 
 def cell_of(number: str, start: str) -> str:
     """Source of the one cell of a lab that has a line which begins with *start*."""
-    cells = ("".join(cell["source"]) for cell in json.loads(notebook_path(number).read_text())["cells"])
+    cells = (
+        "".join(cell["source"]) for cell in json.loads(notebook_path(number).read_text())["cells"]
+    )
     return next(cell for cell in cells if re.search(f"^{re.escape(start)}", cell, re.MULTILINE))
 
 
@@ -381,14 +483,20 @@ def cell_of(number: str, start: str) -> str:
 def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_tokenizer):
     from labkit.passes.awq_search import DeviceQuantizer
 
-    block, search = load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1], object.__new__(DeviceQuantizer)
+    block, search = (
+        load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1],
+        object.__new__(DeviceQuantizer),
+    )
     scope, scales, search.apply_clip = (
         {"block": block, "torch": torch},
         0.5 + torch.rand(CASES[kind].get("hidden_size", 64)),
         False,
     )
     lines = (cell_of("02", "norm = ") + "\n" + cell_of("02", "scale = ")).splitlines()
-    before, after = ([line for line in lines if line.startswith(starts)] for starts in (("ones = ", "norm = "), "scale = "))
+    before, after = (
+        [line for line in lines if line.startswith(starts)]
+        for starts in (("ones = ", "norm = "), "scale = ")
+    )
     exec("\n".join(before), scope)
     search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
     exec("\n".join(after), scope)
@@ -402,7 +510,12 @@ def test_lab_04_counts_the_operators_before_fusion(kind, tmp_path, byte_tokenize
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    scope = {"AutoConfig": AutoConfig, "AutoModelForCausalLM": AutoModelForCausalLM, "torch": torch, "Counter": Counter}
+    scope = {
+        "AutoConfig": AutoConfig,
+        "AutoModelForCausalLM": AutoModelForCausalLM,
+        "torch": torch,
+        "Counter": Counter,
+    }
     scope["dense_dir"] = make(kind, tmp_path / "model", byte_tokenizer)
     exec(cell_of("04", "def unfused():").split("\n\n\nbefore")[0], scope)
     assert scope["unfused"]()["operators"]["MatMul"] >= 4
@@ -424,12 +537,25 @@ def refusal(folder: Path, out: Path, tokenizer, *, profile=CPU, **changes) -> st
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"model_type": "olmo2"}, "the ONNX model builder of onnxruntime-genai 0.14.1 does not know it"),
+        (
+            {"model_type": "olmo2"},
+            "the ONNX model builder of onnxruntime-genai 0.14.1 does not know it",
+        ),
         ({"model_type": "phi"}, "AutoAWQ 0.2.9 has no search"),
-        ({"model_type": "gemma3", "vision_config": {}}, "it reads images; the smaller Gemma 3 models"),
+        (
+            {"model_type": "gemma3", "vision_config": {}},
+            "it reads images; the smaller Gemma 3 models",
+        ),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, IMAGES),
         ({"model_type": "phi3_v", "img_processor": {}}, IMAGES),
-        ({"model_type": "llama4", "vision_config": {}, "text_config": {"num_local_experts": 16}}, IMAGES),
+        (
+            {
+                "model_type": "llama4",
+                "vision_config": {},
+                "text_config": {"num_local_experts": 16},
+            },
+            IMAGES,
+        ),
         ({"model_type": "mixtral", "num_local_experts": 8}, EXPERTS),
         ({"model_type": "qwen3_moe", "num_experts": 128}, EXPERTS),
         ({"model_type": "my-own"}, OTHER),
@@ -437,7 +563,10 @@ def refusal(folder: Path, out: Path, tokenizer, *, profile=CPU, **changes) -> st
 )
 def test_other_architectures_are_refused_with_the_reason(config, why, tmp_path, byte_tokenizer):
     said = refusal(tmp_path / "model", tmp_path / "out", byte_tokenizer, **config)
-    assert f"'{config['model_type']}', which these labs do not carry: {why}" in said and "Qwen3" in said
+    assert (
+        f"'{config['model_type']}', which these labs do not carry: {why}" in said
+        and "Qwen3" in said
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -451,10 +580,17 @@ def test_other_architectures_are_refused_with_the_reason(config, why, tmp_path, 
     ],
 )
 def test_layers_that_do_not_divide_into_groups(changes, said, tmp_path, byte_tokenizer):
-    assert f"{said} is not divisible by the group size 32" in refusal(tmp_path / "m", tmp_path / "out", byte_tokenizer, **changes)
+    assert f"{said} is not divisible by the group size 32" in refusal(
+        tmp_path / "m", tmp_path / "out", byte_tokenizer, **changes
+    )
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 1e4,
+}
 
 
 @pytest.mark.parametrize(
@@ -462,16 +598,28 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     [
         ("qwen2", YARN),
         ("llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-        ("gemma3_text", TWO_ROPES | {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}),
+        (
+            "gemma3_text",
+            TWO_ROPES
+            | {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}},
+        ),
     ],
 )
 def test_positions_that_the_builder_computes_otherwise(kind, rope, tmp_path, byte_tokenizer):
-    said = refusal(tmp_path / "model", tmp_path / "out", byte_tokenizer, like=kind, rope_parameters=rope)
+    said = refusal(
+        tmp_path / "model", tmp_path / "out", byte_tokenizer, like=kind, rope_parameters=rope
+    )
     assert f"rotary embedding '{rope.get('full_attention', rope)['rope_type']}'" in said
 
 
 def test_gemma_needs_32_bits(tmp_path, byte_tokenizer):
-    said = refusal(tmp_path / "model", tmp_path / "out", byte_tokenizer, like="gemma2", profile=PROFILES["gpu"])
+    said = refusal(
+        tmp_path / "model",
+        tmp_path / "out",
+        byte_tokenizer,
+        like="gemma2",
+        profile=PROFILES["gpu"],
+    )
     assert "Use the cpu profile" in said
 
 
@@ -484,9 +632,24 @@ def tables(route) -> list[str]:
     columns = ["models", "`model_type`", "what is special", *rows["llama"]]
     carried = [columns, ["---"] * len(columns)]
     for kind, models in CARRIED.items():
-        carried.append([models, f"`{kind}`", SPECIAL[kind], *("yes" if holds else "no" for holds in rows[kind].values())])
-    refused = [["`model_type`", "why"], ["---"] * 2, *([f"`{kind}`", why] for kind, why in REFUSED.items())]
-    refused += [["models that read images or sound", IMAGES], ["mixtures of experts", EXPERTS], ["any other", OTHER]]
+        carried.append(
+            [
+                models,
+                f"`{kind}`",
+                SPECIAL[kind],
+                *("yes" if holds else "no" for holds in rows[kind].values()),
+            ]
+        )
+    refused = [
+        ["`model_type`", "why"],
+        ["---"] * 2,
+        *([f"`{kind}`", why] for kind, why in REFUSED.items()),
+    ]
+    refused += [
+        ["models that read images or sound", IMAGES],
+        ["mixtures of experts", EXPERTS],
+        ["any other", OTHER],
+    ]
     return ["".join(f"| {' | '.join(row)} |\n" for row in table) for table in (carried, refused)]
 
 
@@ -496,7 +659,9 @@ def test_the_page_is_what_was_found(route):
     if os.environ.get("LAB_WRITE"):
         parts[1::2] = found
         PAGE.write_text("".join(parts))
-    assert parts[1::2] == found, "LAB_WRITE=1 python -m pytest tests/test_architectures.py writes the tables of docs/MODELS.md"
+    assert parts[1::2] == found, (
+        "LAB_WRITE=1 python -m pytest tests/test_architectures.py writes the tables of docs/MODELS.md"
+    )
 
 
 def test_every_refused_architecture_has_its_reason():

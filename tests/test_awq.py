@@ -34,7 +34,11 @@ def test_words_are_packed_as_autoawq_packs_them(search):
     ours = search._packed(linear, linear.weight.data)
     linear.weight.data = rounded(linear.weight.data, 32)
     theirs = WQLinear_GEMM.from_linear(
-        linear, 4, 32, scales=scales.squeeze(-1).T.contiguous(), zeros=zeros.squeeze(-1).T.contiguous()
+        linear,
+        4,
+        32,
+        scales=scales.squeeze(-1).T.contiguous(),
+        zeros=zeros.squeeze(-1).T.contiguous(),
     )
     assert integers.unique().numel() == 16
     for part in ("qweight", "qzeros", "scales", "bias"):
@@ -68,7 +72,10 @@ def best(search):
 
     def scales(bad):
         linear = torch.nn.Linear(96, 64, bias=False)
-        linear.weight.data, x = heavy(64, 96), torch.randn(1, 64, 96, generator=torch.Generator().manual_seed(2))
+        linear.weight.data, x = (
+            heavy(64, 96),
+            torch.randn(1, 64, 96, generator=torch.Generator().manual_seed(2)),
+        )
         module = Overflowing(linear)
         module.bad = bad
         return search._best_scales(None, [linear], x, module2inspect=module)
@@ -98,7 +105,10 @@ def test_clipped_groups_come_back_as_the_same_integers(search):
     """Rounding is repeated by the ONNX model builder, on the values that were rounded here."""
     draw = torch.Generator().manual_seed(2)
     weight, x = torch.randn(64, 96, generator=draw), torch.randn(4, 128, 96, generator=draw)
-    for column, sign in ((3, 1), (5, -1)):  # large on both sides, and of little effect: both are cut
+    for column, sign in (
+        (3, 1),
+        (5, -1),
+    ):  # large on both sides, and of little effect: both are cut
         weight[:, column::32] = sign * (4 + torch.rand(64, 3, generator=draw))
         x[..., column::32] *= 0.02
     clipped = search._clipped(weight, x)
@@ -114,10 +124,19 @@ def test_the_error_of_each_block_is_as_low_as_autoawqs(tiny):
 
     def errors(engine, apply_clip):
         model = load(tiny, "float32", "cpu")
-        settings = {"calib_data": data, "max_calib_seq_len": 128, "apply_clip": apply_clip, "quantizer_cls": engine}
+        settings = {
+            "calib_data": data,
+            "max_calib_seq_len": 128,
+            "apply_clip": apply_clip,
+            "quantizer_cls": engine,
+        }
         model.quantize(None, quant_config=SETTINGS, **settings)
         return block_errors(tiny, model, torch.tensor(data), 32, "cpu")
 
-    theirs, ours, clipped = errors(CopyingQuantizer, False), errors(quantizer_on("cpu"), False), errors(quantizer_on("cpu"), True)
+    theirs, ours, clipped = (
+        errors(CopyingQuantizer, False),
+        errors(quantizer_on("cpu"), False),
+        errors(quantizer_on("cpu"), True),
+    )
     for block in zip(theirs, ours, clipped, strict=True):
         assert 0 < block[2] < 0.75 * block[1] and block[1] <= 1.05 * block[0], block

@@ -8,7 +8,16 @@ from types import SimpleNamespace
 import pytest
 from azure.ai.ml.entities import Model
 from azure.core.exceptions import HttpResponseError
-from test_registry import NAME, NO_NAMES, change, creator, elsewhere, odd_file, package, refuses_names  # noqa: F401
+from test_registry import (
+    NAME,
+    NO_NAMES,
+    change,
+    creator,
+    elsewhere,
+    odd_file,
+    package,
+    refuses_names,
+)  # noqa: F401
 
 import labkit
 from labkit import cloud
@@ -27,23 +36,34 @@ def azure(rig, monkeypatch, elsewhere):  # noqa: F811
 
 @pytest.fixture
 def registry(azure, tmp_path):
-    return labkit.open_registry(SimpleNamespace(folder=tmp_path / "run", logs=tmp_path / "run" / "logs"))
+    return labkit.open_registry(
+        SimpleNamespace(folder=tmp_path / "run", logs=tmp_path / "run" / "logs")
+    )
 
 
 def stored(rig) -> dict[str, bytes]:
     """Name of each stored blob -> its bytes."""
-    return {blob.name: rig.container.download_blob(blob.name).readall() for blob in rig.container.list_blobs()}
+    return {
+        blob.name: rig.container.download_blob(blob.name).readall()
+        for blob in rig.container.list_blobs()
+    }
 
 
 def same_bytes(rig, folder: Path) -> bool:
     """Whether the storage holds exactly the files of *folder*, each below LocalUpload/HASH/package/."""
     found = {name.split("/", 3)[3]: content for name, content in stored(rig).items()}
-    return found == {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return found == {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def writes(rig, *, since: int = 0) -> list[str]:
     """What was written, of requests number *since* and after: PUTs to the storage and to the models."""
-    return [f"{r.method} {r.host}{r.path}" for r in rig.requests[since:] if r.method in ("PUT", "PATCH", "DELETE")]
+    return [
+        f"{r.method} {r.host}{r.path}"
+        for r in rig.requests[since:]
+        if r.method in ("PUT", "PATCH", "DELETE")
+    ]
 
 
 # ---- the way it should go
@@ -54,7 +74,12 @@ def test_it_says_who_and_where_and_asks_nothing(registry, azure, capsys, monkeyp
     registry = labkit.open_registry(SimpleNamespace(folder=Path("unused"), logs=Path("unused")))
     said = capsys.readouterr().out
     assert isinstance(registry, WorkspaceRegistry)
-    for name in ("AZURE_CLIENT_ID", "AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE"):
+    for name in (
+        "AZURE_CLIENT_ID",
+        "AZURE_SUBSCRIPTION_ID",
+        "AZURE_RESOURCE_GROUP",
+        "AZURE_ML_WORKSPACE",
+    ):
         assert azure.env[name] in said
 
 
@@ -66,12 +91,16 @@ def test_a_compute_instance_and_the_azure_cli_sign_in(azure, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("credentials", ["key", "sas", "none"])
-def test_register_sends_once_and_gives_the_same_bytes_back(registry, azure, package, tmp_path, credentials):  # noqa: F811
+def test_register_sends_once_and_gives_the_same_bytes_back(
+    registry, azure, package, tmp_path, credentials
+):  # noqa: F811
     azure.datastore_credentials = credentials
     create = creator(registry, package, description="d", tags={"a": "b"})
     first = registry.register(package, NAME, create)
     assert first["version"] == "1" and first["new"] and same_bytes(azure, package)
-    assert first["url"].startswith(f"https://ml.azure.com/model/{NAME}:1/details?wsid=/subscriptions/")
+    assert first["url"].startswith(
+        f"https://ml.azure.com/model/{NAME}:1/details?wsid=/subscriptions/"
+    )
     assert first["id"].endswith(f"/models/{NAME}/versions/1")
     before = len(azure.requests)
     again = registry.register(package, NAME, create)
@@ -86,13 +115,17 @@ def test_other_content_under_a_number_is_refused_before_a_byte_is_sent(registry,
     registry.register(package, NAME, create)
     change(package)
     before = len(azure.requests)
-    with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"):
+    with pytest.raises(
+        LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"
+    ):
         registry.register(package, NAME, create, version="1")
     assert not writes(azure, since=before)
     assert registry.register(package, NAME, create)["version"] == "2"
 
 
-def test_a_name_that_no_registry_takes_is_refused_before_anything_is_written(registry, azure, package, tmp_path):  # noqa: F811
+def test_a_name_that_no_registry_takes_is_refused_before_anything_is_written(
+    registry, azure, package, tmp_path
+):  # noqa: F811
     registry.register(package, NAME, creator(registry, package))
     before = len(azure.requests)
     for wrong in NO_NAMES:
@@ -104,8 +137,12 @@ def test_a_name_that_no_registry_takes_is_refused_before_anything_is_written(reg
 def test_a_package_may_lie_in_a_folder_of_any_name(registry, azure, package, tmp_path, name):  # noqa: F811
     (tmp_path / name).mkdir()
     package = package.rename(tmp_path / name / "package")
-    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(azure, package)
-    assert check_manifest(registry.download(NAME, "1", tmp_path / name / "back")) == check_manifest(package)
+    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(
+        azure, package
+    )
+    assert check_manifest(
+        registry.download(NAME, "1", tmp_path / name / "back")
+    ) == check_manifest(package)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "loop"])
@@ -126,7 +163,9 @@ def test_the_same_content_under_a_new_number_sends_no_file_again(registry, azure
 
 
 def test_a_version_that_the_command_line_made_is_recognised(registry, azure, package):  # noqa: F811
-    registry.client.models.create_or_update(Model(name=NAME, version="1", type="custom_model", path=package))
+    registry.client.models.create_or_update(
+        Model(name=NAME, version="1", type="custom_model", path=package)
+    )
     entry = registry.register(package, NAME, creator(registry, package))
     assert entry["version"] == "1" and not entry["new"]
 
@@ -156,18 +195,30 @@ def test_two_attendees_at_once_get_two_versions(registry, azure, package, tmp_pa
 def test_a_stored_file_that_is_gone_is_noticed(registry, azure, package, tmp_path):  # noqa: F811
     create = creator(registry, package)
     registry.register(package, NAME, create)
-    azure.container.delete_blob(next(name for name in stored(azure) if name.endswith("model.onnx")))
-    with pytest.raises(LabError, match="version 1 of ft-for-travel is not what was sent: model.onnx differs"):
+    azure.container.delete_blob(
+        next(name for name in stored(azure) if name.endswith("model.onnx"))
+    )
+    with pytest.raises(
+        LabError, match="version 1 of ft-for-travel is not what was sent: model.onnx differs"
+    ):
         registry.register(package, NAME, create)
-    with pytest.raises(LabError, match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing"):
+    with pytest.raises(
+        LabError,
+        match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing",
+    ):
         registry.download(NAME, "1", tmp_path / "back")
 
 
-def test_a_stored_file_that_was_altered_is_noticed_by_the_download(registry, azure, package, tmp_path):  # noqa: F811
+def test_a_stored_file_that_was_altered_is_noticed_by_the_download(
+    registry, azure, package, tmp_path
+):  # noqa: F811
     registry.register(package, NAME, creator(registry, package))
     name = next(name for name in stored(azure) if name.endswith("model.onnx"))
     azure.container.upload_blob(name, b"weighte" * 1000, overwrite=True)
-    with pytest.raises(LabError, match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing"):
+    with pytest.raises(
+        LabError,
+        match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing",
+    ):
         registry.download(NAME, "1", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
@@ -180,23 +231,33 @@ def test_what_costs_money_is_listed_and_goes_only_on_request(registry, azure, pa
     registry.register(package, NAME, creator(registry, package), version="2")
     before = len(azure.requests)
     rows = "\n".join(registry.costs(NAME))
-    assert all(part in rows for part in ("ci-ada", "Running", "travel-endpoint", f"version 2 of {NAME}"))
+    assert all(
+        part in rows for part in ("ci-ada", "Running", "travel-endpoint", f"version 2 of {NAME}")
+    )
     assert "ci-bob" not in rows, "a stopped instance costs nothing"
     assert not writes(azure, since=before) and same_bytes(azure, package)
     registry.remove(NAME, "1")
     assert same_bytes(azure, package), "version 2 has the same files"
     registry.remove(NAME, "2")
     assert not stored(azure)
-    assert registry.register(package, NAME, creator(registry, package))["version"] == "3" and same_bytes(azure, package)
+    assert registry.register(package, NAME, creator(registry, package))[
+        "version"
+    ] == "3" and same_bytes(azure, package)
     registry.stop("ci-ada")
-    assert any(r.method == "POST" and r.path.endswith("/computes/ci-ada/stop") for r in azure.requests)
+    assert any(
+        r.method == "POST" and r.path.endswith("/computes/ci-ada/stop") for r in azure.requests
+    )
 
 
-def test_progress_is_shown_while_a_large_file_is_under_way(registry, azure, package, monkeypatch, capsys):  # noqa: F811
+def test_progress_is_shown_while_a_large_file_is_under_way(
+    registry, azure, package, monkeypatch, capsys
+):  # noqa: F811
     monkeypatch.setattr("labkit.registry._Sent.every", 0.2)
     azure.fault("slow", method="PUT", path="model.onnx", rate=7000)
     registry.register(package, NAME, creator(registry, package))
-    assert re.search(r"0 MB to send; this machine has sent \d+ MB in \d s", capsys.readouterr().out)
+    assert re.search(
+        r"0 MB to send; this machine has sent \d+ MB in \d s", capsys.readouterr().out
+    )
 
 
 # ---- faults, each one paragraph with the command that mends it
@@ -212,16 +273,34 @@ def unknown_workspace(rig):
 
 def status(code, error, path, method=None, **headers):
     def set_up(rig):
-        return rig.fault("status", method=method, path=path, times=99, code=code, error=error, headers=headers)
+        return rig.fault(
+            "status", method=method, path=path, times=99, code=code, error=error, headers=headers
+        )
 
     return set_up
 
 
 OPENING = {
-    "secret": (sign_in_expired, "the application of AZURE_CLIENT_ID is not let in", "az ad app credential reset"),
-    "workspace": (unknown_workspace, "not found .404 ResourceNotFound.", "az ml workspace list --resource-group"),
-    "permission": (status(403, "AuthorizationFailed", "/workspaces/"), "lacks the permission", "az role assignment create"),
-    "token": (status(401, "ExpiredAuthenticationToken", "/workspaces/"), "the sign-in has expired", "az login"),
+    "secret": (
+        sign_in_expired,
+        "the application of AZURE_CLIENT_ID is not let in",
+        "az ad app credential reset",
+    ),
+    "workspace": (
+        unknown_workspace,
+        "not found .404 ResourceNotFound.",
+        "az ml workspace list --resource-group",
+    ),
+    "permission": (
+        status(403, "AuthorizationFailed", "/workspaces/"),
+        "lacks the permission",
+        "az role assignment create",
+    ),
+    "token": (
+        status(401, "ExpiredAuthenticationToken", "/workspaces/"),
+        "the sign-in has expired",
+        "az login",
+    ),
 }
 
 
@@ -231,7 +310,9 @@ def test_what_stops_the_opening(azure, tmp_path, case):
     set_up(azure)
     with pytest.raises(LabError, match=f"opening the workspace .*{cause}.*{command}") as caught:
         labkit.open_registry(SimpleNamespace(folder=tmp_path, logs=tmp_path))
-    assert "\n" not in str(caught.value) and not [s for s in azure.secrets if s in str(caught.value)]
+    assert "\n" not in str(caught.value) and not [
+        s for s in azure.secrets if s in str(caught.value)
+    ]
 
 
 def test_nobody_is_signed_in(azure, tmp_path, monkeypatch):
@@ -244,20 +325,39 @@ def test_nobody_is_signed_in(azure, tmp_path, monkeypatch):
 def test_no_network(azure, tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(LabError, match="opening the workspace .* the network does not carry the connection.*curl -sSI"):
+    with pytest.raises(
+        LabError,
+        match="opening the workspace .* the network does not carry the connection.*curl -sSI",
+    ):
         labkit.open_registry(SimpleNamespace(folder=tmp_path, logs=tmp_path))
 
 
 SENDING = {
-    "role": (status(403, "AuthorizationFailed", f"/models/{NAME}/versions/1", "PUT"), "lacks the permission", "AzureML Data"),
+    "role": (
+        status(403, "AuthorizationFailed", f"/models/{NAME}/versions/1", "PUT"),
+        "lacks the permission",
+        "AzureML Data",
+    ),
     "storage": (
         status(403, "AuthorizationPermissionMismatch", "/LocalUpload/", "PUT"),
         "does not let this identity in",
         "Storage",
     ),
-    "quota": (status(403, "QuotaExceeded", f"/models/{NAME}/versions/1", "PUT"), "a quota is used up", "az ml compute list"),
-    "keys": (status(403, "KeyBasedAuthenticationNotPermitted", "/LocalUpload/"), "does not let this identity", "Storage Blob"),
-    "odd": (status(418, "Teapot", f"/models/{NAME}/versions/1", "PUT"), "Azure said no .418", "learn.microsoft.com"),
+    "quota": (
+        status(403, "QuotaExceeded", f"/models/{NAME}/versions/1", "PUT"),
+        "a quota is used up",
+        "az ml compute list",
+    ),
+    "keys": (
+        status(403, "KeyBasedAuthenticationNotPermitted", "/LocalUpload/"),
+        "does not let this identity",
+        "Storage Blob",
+    ),
+    "odd": (
+        status(418, "Teapot", f"/models/{NAME}/versions/1", "PUT"),
+        "Azure said no .418",
+        "learn.microsoft.com",
+    ),
 }
 
 
@@ -268,33 +368,56 @@ def test_what_stops_the_upload_and_what_comes_after(registry, azure, package, ca
     with pytest.raises(LabError, match=f"registering ft-for-travel: .*{cause}.*{command}"):
         registry.register(package, NAME, creator(registry, package))
     fault.times = 0
-    assert registry.register(package, NAME, creator(registry, package))["version"] == "1" and same_bytes(azure, package)
+    assert registry.register(package, NAME, creator(registry, package))[
+        "version"
+    ] == "1" and same_bytes(azure, package)
 
 
 def test_an_expired_sas(registry, azure, package):  # noqa: F811
     azure.datastore_credentials, azure.sas_expires_in = "sas", -60
-    with pytest.raises(LabError, match="the storage did not take its key or SAS .403 Auth.*'date -u'"):
+    with pytest.raises(
+        LabError, match="the storage did not take its key or SAS .403 Auth.*'date -u'"
+    ):
         registry.register(package, NAME, creator(registry, package))
     azure.sas_expires_in = 3600
-    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(azure, package)
+    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(
+        azure, package
+    )
 
 
-@pytest.mark.parametrize("path", [f"/models/{NAME}/versions", "/listSecrets", f"/models/{NAME}/versions/1"])
-@pytest.mark.parametrize(("code", "error"), [(500, "InternalServerError"), (429, "TooManyRequests")])
+@pytest.mark.parametrize(
+    "path", [f"/models/{NAME}/versions", "/listSecrets", f"/models/{NAME}/versions/1"]
+)
+@pytest.mark.parametrize(
+    ("code", "error"), [(500, "InternalServerError"), (429, "TooManyRequests")]
+)
 def test_a_busy_service_is_asked_again(registry, azure, package, path, code, error):  # noqa: F811
     headers = {"Retry-After": "1"} if code == 429 else {}
-    fault = azure.fault("status", path=f"{path}\\b", times=1, code=code, error=error, headers=headers)
-    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(azure, package)
+    fault = azure.fault(
+        "status", path=f"{path}\\b", times=1, code=code, error=error, headers=headers
+    )
+    assert registry.register(package, NAME, creator(registry, package))["new"] and same_bytes(
+        azure, package
+    )
     assert fault.fired == 1
 
 
 def test_a_service_that_stays_busy(registry, azure, package):  # noqa: F811
-    azure.fault("status", method="POST", path="/listSecrets", times=99, code=500, error="InternalServerError")
+    azure.fault(
+        "status",
+        method="POST",
+        path="/listSecrets",
+        times=99,
+        code=500,
+        error="InternalServerError",
+    )
     with pytest.raises(LabError, match="busy or has a fault .500 InternalServerError."):
         registry.register(package, NAME, creator(registry, package))
 
 
-def test_a_download_that_is_cut_off_goes_on_where_it_was(registry, azure, package, tmp_path, monkeypatch):  # noqa: F811
+def test_a_download_that_is_cut_off_goes_on_where_it_was(
+    registry, azure, package, tmp_path, monkeypatch
+):  # noqa: F811
     monkeypatch.setattr(cloud, "RANGE", 1000)
     monkeypatch.setattr(cloud, "ATTEMPTS", 1)
     registry.register(package, NAME, creator(registry, package))
@@ -303,22 +426,32 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(registry, azure, packag
         registry.download(NAME, "1", tmp_path / "back")
     fault.times, before = 0, len(azure.requests)
     registry.download(NAME, "1", tmp_path / "back")
-    ranges = [r for r in azure.requests[before:] if r.method == "GET" and r.path.endswith("model.onnx")]
+    ranges = [
+        r for r in azure.requests[before:] if r.method == "GET" and r.path.endswith("model.onnx")
+    ]
     assert len(ranges) == 4, "seven ranges, three of which were there"
     assert check_manifest(tmp_path / "back") == check_manifest(package)
 
 
 def test_a_dropped_download_comes_back_by_itself(registry, azure, package, tmp_path):  # noqa: F811
     registry.register(package, NAME, creator(registry, package))
-    fault = azure.fault("cut_body", method="GET", path="model.onnx", after=500, times=8)  # the SDK gives up after four
-    assert check_manifest(registry.download(NAME, "1", tmp_path / "back")) == check_manifest(package)
+    fault = azure.fault(
+        "cut_body", method="GET", path="model.onnx", after=500, times=8
+    )  # the SDK gives up after four
+    assert check_manifest(registry.download(NAME, "1", tmp_path / "back")) == check_manifest(
+        package
+    )
     assert fault.fired == 8
 
 
-def test_a_full_disk_is_noticed_before_the_download(registry, azure, package, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_is_noticed_before_the_download(
+    registry, azure, package, tmp_path, monkeypatch
+):  # noqa: F811
     registry.register(package, NAME, creator(registry, package))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(LabError, match="the model needs 0.0 GB, and the disk of .* has 0.0 GB free"):
+    with pytest.raises(
+        LabError, match="the model needs 0.0 GB, and the disk of .* has 0.0 GB free"
+    ):
         registry.download(NAME, "1", tmp_path / "back")
 
 
@@ -349,7 +482,9 @@ def test_a_full_disk_during_the_download(registry, azure, package, tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cloud, "_fill", full)
-    with pytest.raises(LabError, match="downloading ft-for-travel 1: no space is left on the disk"):
+    with pytest.raises(
+        LabError, match="downloading ft-for-travel 1: no space is left on the disk"
+    ):
         registry.download(NAME, "1", tmp_path / "back")
 
 
@@ -365,7 +500,9 @@ def test_versions_of_other_tools_do_not_stand_in_the_way(registry, azure, packag
     assert registry.register(package, NAME, creator(registry, package))["version"] == "3"
 
 
-def test_a_number_that_is_taken_but_not_listed_is_passed_over(registry, azure, package, monkeypatch):  # noqa: F811
+def test_a_number_that_is_taken_but_not_listed_is_passed_over(
+    registry, azure, package, monkeypatch
+):  # noqa: F811
     real, calls = creator(registry, package), []
 
     def create(version):
@@ -374,7 +511,12 @@ def test_a_number_that_is_taken_but_not_listed_is_passed_over(registry, azure, p
             raise HttpResponseError("(UserError) Asset paths cannot be updated.")
         return real(version)
 
-    assert registry.register(package, NAME, create)["version"] == "4" and calls == ["1", "2", "3", "4"]
+    assert registry.register(package, NAME, create)["version"] == "4" and calls == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
 
 
 def test_an_interrupted_upload_leaves_nothing_half_registered(registry, azure, package):  # noqa: F811
@@ -410,11 +552,21 @@ def test_a_catalog_model_is_fetched(azure, tiny, tmp_path, layout):
     address = "azureml://registries/azureml/models/Tiny-instruct/versions/4"
     out = tmp_path / "base"
     fetch_model(out, resolve_profile(saved={}, model=address))
-    got, want = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (out, tiny))
+    got, want = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (out, tiny)
+    )
     assert all((got[name].half() == want[name].half()).all() for name in want)
     assert not list(tmp_path.glob(".download-*")) and not azure.refused
 
 
 def test_a_catalog_model_that_is_not_there(azure, tmp_path):
-    with pytest.raises(LabError, match="downloading azureml://.*the registry has no such model .*404.*Correct LAB_MODEL"):
-        fetch_model(tmp_path / "base", resolve_profile(saved={}, model="azureml://registries/azureml/models/No-such/versions/1"))
+    with pytest.raises(
+        LabError,
+        match="downloading azureml://.*the registry has no such model .*404.*Correct LAB_MODEL",
+    ):
+        fetch_model(
+            tmp_path / "base",
+            resolve_profile(
+                saved={}, model="azureml://registries/azureml/models/No-such/versions/1"
+            ),
+        )

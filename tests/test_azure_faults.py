@@ -52,7 +52,11 @@ def client(rig, way: str, folder: Path) -> subprocess.Popen:
     env = rig.process_env() | {"PYTHONPATH": str(ROOT)}
     env.pop("LAB_REHEARSE", None)
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, way, str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLIENT, way, str(folder)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -102,7 +106,11 @@ def test_ten_uploads_that_are_killed_are_completed_by_the_next_call(rig, tmp_pat
     folder = tmp_path / "package"
     folder.mkdir()
     draw = random.Random(7)
-    for name, size in (("adapter.bin", 3_000_000), ("model.onnx", 80_000_000), ("tokenizer.json", 500_000)):
+    for name, size in (
+        ("adapter.bin", 3_000_000),
+        ("model.onnx", 80_000_000),
+        ("tokenizer.json", 500_000),
+    ):
         (folder / name).write_bytes(draw.randbytes(size))
     labkit.write_manifest(folder, NAME)
     total = sum(p.stat().st_size for p in folder.iterdir())
@@ -142,7 +150,9 @@ def test_eight_attendees_at_once_get_eight_versions(rig, tmp_path):
     for process in [client(rig, "up", folder) for folder in folders]:
         peak_mb(process)
     assert sorted(rig.models[NAME]) == [str(n) for n in range(1, 9)]
-    contents = {body["properties"]["properties"]["content_sha256"] for body in rig.models[NAME].values()}
+    contents = {
+        body["properties"]["properties"]["content_sha256"] for body in rig.models[NAME].values()
+    }
     assert len(contents) == 8
 
 
@@ -157,7 +167,9 @@ def test_a_download_that_is_killed_goes_on_with_the_same_bytes(rig, tmp_path):
     for _ in range(3):
         slow = rig.fault("slow", method="GET", path="model.onnx", times=10**6, rate=6_000_000)
         process = client(rig, "down", folder)
-        while process.poll() is None and not any(part.stat().st_size for part in tmp_path.glob(".back.*/*.part")):
+        while process.poll() is None and not any(
+            part.stat().st_size for part in tmp_path.glob(".back.*/*.part")
+        ):
             time.sleep(0.05)
         time.sleep(draw.random() * 3)
         os.kill(process.pid, signal.SIGKILL)

@@ -24,7 +24,17 @@ def inside(rig, notebook_runs):
 def test_lab_06_uploads_and_gets_it_back_and_tells_no_secret(rig, inside, notebook_runs, tmp_path):
     path = shutil.copy(notebook_path("06"), tmp_path)
     # without conftest.py, which forbids uploads
-    command = [sys.executable, "-m", "pytest", "--noconftest", "--nbmake", "--overwrite", "--nbmake-timeout=600", "-q", path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--noconftest",
+        "--nbmake",
+        "--overwrite",
+        "--nbmake-timeout=600",
+        "-q",
+        path,
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=inside, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + rig.summary()
     cells = nbformat.read(path, as_version=4).cells
@@ -38,7 +48,12 @@ def test_lab_06_uploads_and_gets_it_back_and_tells_no_secret(rig, inside, notebo
         assert part in said
     assert said.count("yes\n") == 7, "claims of the checkpoints"
     properties = rig.models["ft-for-travel"]["1"]["properties"]
-    assert {"base_model", "licence_of_base_model", "training_data_sha256", "git_commit"} <= properties["properties"].keys()
+    assert {
+        "base_model",
+        "licence_of_base_model",
+        "training_data_sha256",
+        "git_commit",
+    } <= properties["properties"].keys()
     stored = {blob.name.split("/", 3)[3]: blob.size for blob in rig.container.list_blobs()}
     assert stored == {p.name: p.stat().st_size for p in (notebook_runs / "package").iterdir()}
     assert not rig.refused
@@ -46,7 +61,9 @@ def test_lab_06_uploads_and_gets_it_back_and_tells_no_secret(rig, inside, notebo
     texts += [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(texts) > 50 and len(rig.secrets) >= 4
     told = [str(p) for p in texts for secret in rig.secrets if secret.encode() in p.read_bytes()]
-    assert not told and not [secret for secret in rig.secrets if secret in done.stdout + done.stderr]
+    assert not told and not [
+        secret for secret in rig.secrets if secret in done.stdout + done.stderr
+    ]
 
 
 def test_lab_01_fetches_a_real_model_from_the_catalog(rig, inside, notebook_runs, tmp_path):
@@ -66,7 +83,10 @@ def test_lab_01_fetches_a_real_model_from_the_catalog(rig, inside, notebook_runs
     assert done.returncode == 0, done.stderr[-3000:]
     from safetensors.torch import load_file
 
-    got, want = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", notebook_runs / "base"))
+    got, want = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "base", notebook_runs / "base")
+    )
     assert got.keys() == want.keys() and all((got[name] == want[name]).all() for name in want)
     assert os.listdir(tmp_path) == ["base"] and not rig.refused
 

@@ -23,7 +23,9 @@ def credential():
 
 
 def client(rig):
-    return ml.MLClient(credential(), rig.subscription, rig.group, rig.workspace, enable_telemetry=False)
+    return ml.MLClient(
+        credential(), rig.subscription, rig.group, rig.workspace, enable_telemetry=False
+    )
 
 
 @pytest.fixture
@@ -36,20 +38,28 @@ def folder(tmp_path):
 
 
 def register(rig, folder, version=None):
-    return client(rig).models.create_or_update(ml.entities.Model(name="tiny", version=version, path=str(folder)))
+    return client(rig).models.create_or_update(
+        ml.entities.Model(name="tiny", version=version, path=str(folder))
+    )
 
 
 class Connection(http.client.HTTPSConnection):
     """One connection through the rig's proxy, for requests that the SDK would not make."""
 
     def __init__(self, rig, host, timeout=10):
-        super().__init__("127.0.0.1", int(rig.door.rpartition(":")[2]), timeout=timeout, context=rig.trusting)
+        super().__init__(
+            "127.0.0.1", int(rig.door.rpartition(":")[2]), timeout=timeout, context=rig.trusting
+        )
         self.set_tunnel(host, 443)
 
 
 def ask(rig, method, host, target, body=None, **headers):
     connection = Connection(rig, host)
-    token = {} if host == azure_rig.BLOB else {"Authorization": f"Bearer {rig.issue(f'https://{host}', appid='x')}"}
+    token = (
+        {}
+        if host == azure_rig.BLOB
+        else {"Authorization": f"Bearer {rig.issue(f'https://{host}', appid='x')}"}
+    )
     connection.request(method, target, body, token | headers)
     answer = connection.getresponse()
     with contextlib.closing(connection):
@@ -75,7 +85,10 @@ def test_register_and_download(rig, monkeypatch, folder, tmp_path, credentials):
     rig.datastore_credentials = credentials
     made = register(rig, folder)
     assert (made.name, made.version) == ("tiny", "1") and list(rig.models) == ["tiny"]
-    stored = {b.name.split("/", 2)[2]: rig.container.download_blob(b.name).readall() for b in rig.container.list_blobs()}
+    stored = {
+        b.name.split("/", 2)[2]: rig.container.download_blob(b.name).readall()
+        for b in rig.container.list_blobs()
+    }
     assert stored == {f"tiny/{f.name}": f.read_bytes() for f in folder.iterdir()}
     client(rig).models.download("tiny", "1", str(tmp_path / "back"))
     for file in folder.iterdir():
@@ -83,7 +96,9 @@ def test_register_and_download(rig, monkeypatch, folder, tmp_path, credentials):
     assert not rig.refused
     blobs = [r for r in rig.requests if r.host == azure_rig.BLOB]
     assert sum(r.sent for r in blobs) == 3_000_002
-    assert {"key": False, "none": False, "sas": True}[credentials] == all("sig=" in r.query for r in blobs)
+    assert {"key": False, "none": False, "sas": True}[credentials] == all(
+        "sig=" in r.query for r in blobs
+    )
 
 
 def test_versions(rig, monkeypatch, folder):
@@ -112,7 +127,10 @@ def test_workspace_computes_endpoints(rig, monkeypatch, capsys):
     azure = client(rig)
     assert azure.workspaces.get().location == "eastus"
     assert azure.datastores.get_default().name == "workspaceblobstore"
-    assert {c.name: c.type.lower() for c in azure.compute.list()} == {"mine": "computeinstance", "cluster": "amlcompute"}
+    assert {c.name: c.type.lower() for c in azure.compute.list()} == {
+        "mine": "computeinstance",
+        "cluster": "amlcompute",
+    }
     azure.compute.begin_stop("mine").result()
     assert azure.compute.get("mine").state == "Stopped"
     assert [e.name for e in azure.online_endpoints.list()] == ["web"]
@@ -147,7 +165,9 @@ def test_other_sign_ins(rig, monkeypatch, way):
     assert way == "identity" or "az login" in str(failure.value)
 
 
-@pytest.mark.parametrize("signin, number", [("expired_secret", "AADSTS7000222"), ("wrong_secret", "AADSTS7000215")])
+@pytest.mark.parametrize(
+    "signin, number", [("expired_secret", "AADSTS7000222"), ("wrong_secret", "AADSTS7000215")]
+)
 def test_secret_is_refused(rig, monkeypatch, signin, number):
     from azure.core.exceptions import ClientAuthenticationError
 
@@ -159,12 +179,28 @@ def test_secret_is_refused(rig, monkeypatch, signin, number):
 
 def test_az_says_what_az_says(rig):
     def az(*given):
-        return subprocess.run(["az", *given], env=rig.process_env(rig.cli_env), capture_output=True, text=True)
+        return subprocess.run(
+            ["az", *given], env=rig.process_env(rig.cli_env), capture_output=True, text=True
+        )
 
     answer = json.loads(
-        az("account", "get-access-token", "--output", "json", "--resource", "https://management.azure.com").stdout
+        az(
+            "account",
+            "get-access-token",
+            "--output",
+            "json",
+            "--resource",
+            "https://management.azure.com",
+        ).stdout
     )
-    assert answer.keys() >= {"accessToken", "expiresOn", "expires_on", "subscription", "tenant", "tokenType"}
+    assert answer.keys() >= {
+        "accessToken",
+        "expiresOn",
+        "expires_on",
+        "subscription",
+        "tenant",
+        "tokenType",
+    }
     rig.signin = "expired_secret"
     refused = az("account", "get-access-token", "--resource", "https://management.azure.com")
     assert refused.returncode == 1 and "Please run 'az login'" in refused.stderr
@@ -180,7 +216,10 @@ def test_tokens_and_scopes_are_checked(rig):
     status, body = ask(rig, "GET", azure_rig.ARM, where)
     assert status == 404 and json.loads(body)["error"]["code"] == "ResourceNotFound"
     rig.token_expires_in = -5
-    assert json.loads(ask(rig, "GET", azure_rig.ARM, where)[1])["error"]["code"] == "ExpiredAuthenticationToken"
+    assert (
+        json.loads(ask(rig, "GET", azure_rig.ARM, where)[1])["error"]["code"]
+        == "ExpiredAuthenticationToken"
+    )
 
 
 # -- what is not Azure, or not emulated
@@ -209,9 +248,16 @@ def test_large_and_chunked_bodies(rig):
     assert ask(rig, "GET", azure_rig.BLOB, blob(rig, "b"))[1] == data
     assert ask(rig, "HEAD", azure_rig.BLOB, blob(rig, "b")) == (200, b"")
     pieces = (data[n : n + 100_000] for n in range(0, len(data), 100_000))
-    assert put(rig, pieces)[0] == 400 and rig.requests[-1].sent == len(data)  # a blob's length must be known, in Azure as well
+    assert put(rig, pieces)[0] == 400 and rig.requests[-1].sent == len(
+        data
+    )  # a blob's length must be known, in Azure as well
     target = f"{rig.workspace_id}/models/m/versions/1"
-    assert ask(rig, "PUT", azure_rig.ARM, target, iter([b'{"properties": ', b'{"modelUri": "x"}}']))[0] == 201
+    assert (
+        ask(rig, "PUT", azure_rig.ARM, target, iter([b'{"properties": ', b'{"modelUri": "x"}}']))[
+            0
+        ]
+        == 201
+    )
     assert rig.models["m"]["1"]["properties"]["modelUri"] == "x"
 
 
@@ -259,7 +305,9 @@ def test_status(rig, monkeypatch, folder):
     rig.fault("status", code=403, method="PUT", path="/versions/")
     with pytest.raises(Exception, match="AuthorizationFailed"):
         register(rig, folder)
-    rig.fault("status", code=429, headers={"Retry-After": "1"}, host=azure_rig.ARM, times=1, skip=1)
+    rig.fault(
+        "status", code=429, headers={"Retry-After": "1"}, host=azure_rig.ARM, times=1, skip=1
+    )
     begun = time.monotonic()
     assert register(rig, folder).version == "1" and time.monotonic() - begun >= 1
     rig.fault("status", code=503, error="ServerBusy", host=azure_rig.BLOB)
@@ -285,7 +333,9 @@ def test_cut_body(rig, side):
     rig.fault("cut_body", after=40_000, path="/b[?]")
     broken = (ConnectionError, ssl.SSLError, http.client.HTTPException)
     with pytest.raises(broken):
-        put(rig, bytes(3_000_000)) if side == "request" else ask(rig, "GET", azure_rig.BLOB, blob(rig, "b"))
+        put(rig, bytes(3_000_000)) if side == "request" else ask(
+            rig, "GET", azure_rig.BLOB, blob(rig, "b")
+        )
     assert rig.requests[-1].sent == (40_000 if side == "request" else 0)
     assert rig.requests[-1].status == (0 if side == "request" else 200)
     assert exists(rig) == (side == "response")
@@ -299,11 +349,18 @@ def test_slow(rig):
 
 def test_fault_counts(rig):
     fault = rig.fault("status", code=500, host=azure_rig.ARM, times=2, skip=1)
-    assert [ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] for _ in range(4)] == [200, 500, 500, 200]
+    assert [ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] for _ in range(4)] == [
+        200,
+        500,
+        500,
+        200,
+    ]
     assert fault.fired == 2 and [r.fault for r in rig.requests] == ["", "status", "status", ""]
     over = rig.fault("drop", host=azure_rig.ARM, times=9)
     over.times = 0
-    assert ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] == 200 and over.fired == 0
+    assert (
+        ask(rig, "GET", azure_rig.ARM, f"{rig.workspace_id}/models")[0] == 200 and over.fired == 0
+    )
     with pytest.raises(ValueError, match="no such fault"):
         rig.fault("slow")
 
@@ -313,7 +370,13 @@ def test_fault_counts(rig):
 
 def test_reset_and_secrets(rig):
     assert put(rig)[0] == 201
-    settings = ("signin", "datastore_credentials", "sas_expires_in", "token_expires_in", "workspace_exists")
+    settings = (
+        "signin",
+        "datastore_credentials",
+        "sas_expires_in",
+        "token_expires_in",
+        "workspace_exists",
+    )
     before = [getattr(rig, name) for name in settings]
     for name in settings:
         setattr(rig, name, "other")
@@ -324,7 +387,9 @@ def test_reset_and_secrets(rig):
     rig.fault("drop")
     rig.reset()
     assert [getattr(rig, name) for name in settings] == before
-    assert not any((rig.models, rig.catalog, rig.archived, rig.computes, rig.endpoints, rig.requests))
+    assert not any(
+        (rig.models, rig.catalog, rig.archived, rig.computes, rig.endpoints, rig.requests)
+    )
     assert not list(rig.container.list_blobs())
     assert put(rig)[0] == 201
     assert {rig.client_secret, rig.account_key, *rig._tokens} <= set(rig.secrets)
@@ -334,18 +399,35 @@ def test_reset_and_secrets(rig):
 def test_reset_frees_the_disk(rig):
     assert put(rig, bytes(70_000_000))[0] == 201
     rig.reset()
-    assert all(file.stat().st_size < 70_000_000 for file in (rig.folder / "blobs" / "__blobstorage__").iterdir())
-    assert put(rig)[0] == 201 and ask(rig, "GET", azure_rig.BLOB, blob(rig, "b")) == (200, bytes(100_000))
+    assert all(
+        file.stat().st_size < 70_000_000
+        for file in (rig.folder / "blobs" / "__blobstorage__").iterdir()
+    )
+    assert put(rig)[0] == 201 and ask(rig, "GET", azure_rig.BLOB, blob(rig, "b")) == (
+        200,
+        bytes(100_000),
+    )
 
 
 def test_command_line(rig, tmp_path):
     def run(code):
         command = [sys.executable, os.path.dirname(azure_rig.__file__), sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
         assert not os.listdir(tmp_path)  # nothing stays behind
         return done
 
-    done = run("import requests; print(requests.get('https://login.microsoftonline.com/common/discovery/instance').status_code)")
-    assert (done.returncode, done.stdout) == (0, "200\n") and "1 x 200 GET login.microsoftonline.com/common" in done.stderr
+    done = run(
+        "import requests; print(requests.get('https://login.microsoftonline.com/common/discovery/instance').status_code)"
+    )
+    assert (done.returncode, done.stdout) == (
+        0,
+        "200\n",
+    ) and "1 x 200 GET login.microsoftonline.com/common" in done.stderr
     done = run("import requests; requests.get('https://example.com')")
     assert done.returncode == azure_rig.FOREIGN_HOST and "REFUSED: example.com" in done.stderr

@@ -15,7 +15,9 @@ from labkit.commands import run
 from labkit.commands.open import command, free_port
 from labkit.profiles import ROOT
 
-INSTALL = "no Chromium or Chrome on the path: 'sudo apt-get install chromium', or any Google Chrome"
+INSTALL = (
+    "no Chromium or Chrome on the path: 'sudo apt-get install chromium', or any Google Chrome"
+)
 ANSWER = re.compile(r"Answer\s*\w")
 SPEED = re.compile(r"[1-9]\d* tokens, [1-9]\d* tokens/s")
 TOKEN = "browser-test"
@@ -28,7 +30,9 @@ WATCH = """box => {
 @pytest.fixture
 def browser():
     """Path of a browser; without one the test is skipped, but fails on a build server."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not path and os.environ.get("CI"):
         pytest.fail(INSTALL, pytrace=False)
     return path or pytest.skip(INSTALL)
@@ -37,12 +41,18 @@ def browser():
 @contextlib.contextmanager
 def jupyterlab(home, log):
     """Address of a JupyterLab on the notebooks in *home*, which it may save; it reads no settings of the user's own."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))
+    }
     env |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
     port = free_port(8988)
     with open(log, "w") as file:
         arguments = [*command(home / "notebooks", port), f"--IdentityProvider.token={TOKEN}"]
-        server = subprocess.Popen(arguments, cwd=home, env=env, stdout=file, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            arguments, cwd=home, env=env, stdout=file, stderr=subprocess.STDOUT
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         wait_for(f"{address}/api?token={TOKEN}", server, log)
@@ -55,7 +65,11 @@ def jupyterlab(home, log):
 @pytest.fixture
 def address(browser, notebook_runs, tmp_path):
     """Address of lab 05 in a JupyterLab on a copy of the notebooks."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "notebooks",
+        tmp_path / "notebooks",
+        ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
+    )
     with jupyterlab(tmp_path, notebook_runs / "logs" / "browser-jupyterlab.log") as address:
         yield address("05_infer.ipynb")
 
@@ -116,11 +130,13 @@ def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path
     import nbformat
     from playwright.sync_api import expect, sync_playwright
 
-    formula = nbformat.v4.new_markdown_cell("A formula of ours: $a + b$.")  # once it is set, so would the others be
+    formula = nbformat.v4.new_markdown_cell(
+        "A formula of ours: $a + b$."
+    )  # once it is set, so would the others be
     notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, CELLS), formula])
-    nbclient.NotebookClient(notebook, kernel_name="python3", allow_errors=True, coalesce_streams=True).execute(
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
-    )
+    nbclient.NotebookClient(
+        notebook, kernel_name="python3", allow_errors=True, coalesce_streams=True
+    ).execute(env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"})
     home = tmp_path / "brackets [1]::é"  # no glob, and no address of a loader
     executed = run.executed_path(home, "05")
     executed.parent.mkdir(parents=True)
@@ -135,7 +151,9 @@ def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path
             shown_as_they_are(page, box='[data-mime-type="text/html"]')
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled(timeout=180_000)
+            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled(
+                timeout=180_000
+            )
             shown_as_they_are(page, box=".widget-vbox")
             page.goto(report.as_uri())
             shown_as_they_are(page, box=None)
@@ -156,14 +174,20 @@ def shown_as_they_are(page, *, box):
     page.wait_for_timeout(3000)  # what would run or be set, is by then
     assert page.evaluate("window.ran") is None
     expect(page.locator(".jp-OutputArea-output mjx-container")).to_have_count(0)
-    expect(page.locator(".jp-OutputArea-output svg, .jp-OutputArea-output img:not([alt])")).to_have_count(0)
+    expect(
+        page.locator(".jp-OutputArea-output svg, .jp-OutputArea-output img:not([alt])")
+    ).to_have_count(0)
     cells = page.locator(".jp-OutputArea-output td").all_inner_texts()
     assert cells == [text for text in HOSTILE for _ in range(2)]
     assert page.locator(".jp-OutputArea-output th").all_inner_texts() == [HOSTILE[0], HOSTILE[3]]
     chat = outputs.filter(has_text="Question").first.inner_text()
     said = outputs.filter(has_text="LabError").inner_text()
     printed = outputs.filter(has_text=HOSTILE[1]).all_inner_texts()
-    assert chat.count("".join(HOSTILE)) == 1 and " ".join(HOSTILE[:4]) in chat and " ".join(HOSTILE) in said, (chat, said)
+    assert (
+        chat.count("".join(HOSTILE)) == 1
+        and " ".join(HOSTILE[:4]) in chat
+        and " ".join(HOSTILE) in said
+    ), (chat, said)
     assert any("\n".join(HOSTILE) in text for text in printed)
     alternative = page.locator("img[alt]").first.get_attribute("alt")
     assert all(text in alternative for text in HOSTILE)
@@ -195,7 +219,11 @@ def use(page, address):
     expect(turn).to_contain_text("(adapter: travel)What should I pack for Lisbon?")
     expect(button).to_be_enabled()
     expect(status).to_have_text(SPEED)
-    seen = [text.partition("Answer")[2].strip() for text in page.evaluate("window.seen") if "Lisbon?" in text]
+    seen = [
+        text.partition("Answer")[2].strip()
+        for text in page.evaluate("window.seen")
+        if "Lisbon?" in text
+    ]
     assert len(set(seen)) >= 5 and all(map(str.startswith, seen[1:], seen)), seen
 
     adapter.select_option("none")
@@ -207,7 +235,9 @@ def use(page, address):
 
     question.fill("and why " * 2000)
     button.click()
-    expect(status).to_have_text(re.compile(r"The question is \d+ tokens too long. Shorten it and ask again."))
+    expect(status).to_have_text(
+        re.compile(r"The question is \d+ tokens too long. Shorten it and ask again.")
+    )
     question.fill("")
     button.click()
     expect(status).to_have_text("Type a question first.")

@@ -35,7 +35,9 @@ def box(asked):
             yield f" {word}"
         yield ""  # a token that ends no letter
 
-    return labkit.chat_box(stream, adapters=ADAPTERS, example="Where to?", room=lambda question: 30 - len(question))
+    return labkit.chat_box(
+        stream, adapters=ADAPTERS, example="Where to?", room=lambda question: 30 - len(question)
+    )
 
 
 def ask(box, question):
@@ -45,24 +47,40 @@ def ask(box, question):
 
 def test_the_example_is_answered_at_once_with_the_first_adapter(box, asked):
     assert asked == [("Where to?", "travel")]
-    assert "(adapter: travel) Where to?" in plain(box.turn.value) and "Answer Where to?" in plain(box.turn.value)
+    assert "(adapter: travel) Where to?" in plain(box.turn.value) and "Answer Where to?" in plain(
+        box.turn.value
+    )
     assert re.search(r"\b3 tokens, \d+ tokens/s", box.status.value)
 
 
 def test_without_any_adapter_the_example_is_answered_too(asked):
-    box = labkit.chat_box(lambda question, adapter: iter(["Home"]), adapters={"none": None}, example="?", room=lambda _: 99)
+    box = labkit.chat_box(
+        lambda question, adapter: iter(["Home"]),
+        adapters={"none": None},
+        example="?",
+        room=lambda _: 99,
+    )
     assert "Answer Home" in plain(box.turn.value) and plain(box.status.value) == "1 token"
 
 
 def test_a_click_streams_piece_by_piece_with_the_chosen_adapter(box, asked):
     pages, states = [], []
-    box.turn.observe(lambda change: pages.append(plain(change.new).partition("Answer ")[2]), "value")
-    box.status.observe(lambda change: states.append((plain(change.new), box.button.disabled)), "value")
+    box.turn.observe(
+        lambda change: pages.append(plain(change.new).partition("Answer ")[2]), "value"
+    )
+    box.status.observe(
+        lambda change: states.append((plain(change.new), box.button.disabled)), "value"
+    )
     box.adapter.value = "none"
     ask(box, "  one two  ")
     assert asked[1:] == [("one two", None)]
     assert pages == ["", "one", "one two"]
-    assert [text.split(",")[0] for text, _ in states] == ["0 tokens", "1 token", "2 tokens", "3 tokens"]
+    assert [text.split(",")[0] for text, _ in states] == [
+        "0 tokens",
+        "1 token",
+        "2 tokens",
+        "3 tokens",
+    ]
     assert all(busy for _, busy in states) and not box.button.disabled
 
 
@@ -93,7 +111,10 @@ def test_a_failing_stream_is_told_and_can_be_asked_again():
         raise RuntimeError("the <cache> is full")
 
     box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 99)
-    assert plain(box.status.value) == "RuntimeError: the <cache> is full" and "<cache>" not in box.status.value
+    assert (
+        plain(box.status.value) == "RuntimeError: the <cache> is full"
+        and "<cache>" not in box.status.value
+    )
     assert "half" in box.turn.value
     assert not any(control.disabled for control in (box.button, box.question, box.adapter))
     box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 1 // 0)
@@ -102,23 +123,46 @@ def test_a_failing_stream_is_told_and_can_be_asked_again():
 
 def test_html_is_shown_as_text(box):
     ask(box, "<b onclick=1>&")
-    assert "<b onclick" not in box.turn.value and box.turn.value.count("&lt;b onclick=1&gt;&amp;") == 2
-    box = labkit.chat_box(lambda *_: ["{}<i>"], adapters={"<u>": "u"}, example="{0}", room=lambda _: 99)
-    assert "&lt;u&gt;" in box.turn.value and "{0}" in box.turn.value and "{}&lt;i&gt;" in box.turn.value
+    assert (
+        "<b onclick" not in box.turn.value
+        and box.turn.value.count("&lt;b onclick=1&gt;&amp;") == 2
+    )
+    box = labkit.chat_box(
+        lambda *_: ["{}<i>"], adapters={"<u>": "u"}, example="{0}", room=lambda _: 99
+    )
+    assert (
+        "&lt;u&gt;" in box.turn.value
+        and "{0}" in box.turn.value
+        and "{}&lt;i&gt;" in box.turn.value
+    )
 
 
 def test_pages_without_a_kernel_show_the_example(box):
     bundle = box._repr_mimebundle_()
-    assert run.WIDGET in bundle and "Where to?" in bundle["text/html"] and "3 tokens" in bundle["text/html"]
+    assert (
+        run.WIDGET in bundle
+        and "Where to?" in bundle["text/html"]
+        and "3 tokens" in bundle["text/html"]
+    )
 
 
 def test_the_report_keeps_the_example_and_drops_bare_widgets(box, tmp_path):
     bar = {run.WIDGET: {"model_id": "bar"}, "text/plain": "HBox(children=a progress bar)"}
-    outputs = [nbformat.v4.new_output("display_data", data=data) for data in (box._repr_mimebundle_(), bar)]
+    outputs = [
+        nbformat.v4.new_output("display_data", data=data)
+        for data in (box._repr_mimebundle_(), bar)
+    ]
     outputs.append(nbformat.v4.new_output("stream", text="a line"))
     path = run.executed_path(tmp_path, "05")
     path.parent.mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("box", outputs=outputs)]), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("box", outputs=outputs)]), path
+    )
     report = run.write_report(tmp_path).read_text()
-    assert "Question (adapter: travel) Where to? Answer Where to? 3 tokens" in plain(report) and "a line" in report
-    assert run.WIDGET not in report and "a progress bar" not in report and box.model_id not in report
+    assert (
+        "Question (adapter: travel) Where to? Answer Where to? 3 tokens" in plain(report)
+        and "a line" in report
+    )
+    assert (
+        run.WIDGET not in report and "a progress bar" not in report and box.model_id not in report
+    )

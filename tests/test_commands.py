@@ -29,7 +29,9 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(workspace, "LABS", LABS)
     monkeypatch.setattr(workspace, "MAKER", MAKER)
     monkeypatch.setattr(workspace, "GPU_ONLY", {"awq-gpu"})
-    monkeypatch.setattr(workspace, "notebook_path", lambda number: tmp_path / f"{number}_{LABS[number][0]}.ipynb")
+    monkeypatch.setattr(
+        workspace, "notebook_path", lambda number: tmp_path / f"{number}_{LABS[number][0]}.ipynb"
+    )
     monkeypatch.setattr(setup, "enter", lambda *_, **__: None)
     for number in LABS:
         write_notebook(number, "1 + 1")
@@ -64,7 +66,9 @@ def executed(course, monkeypatch):
             lab.step(PRODUCTS[number], lambda out: out.write_text(number), needs=NEEDS[number])
         path = run.executed_path(folder, number)
         path.parent.mkdir(exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(metadata={"labkit": {"key": run.key(folder, number)}}), path)
+        nbformat.write(
+            nbformat.v4.new_notebook(metadata={"labkit": {"key": run.key(folder, number)}}), path
+        )
         return True
 
     monkeypatch.setattr(run, "_execute", execute)
@@ -124,7 +128,9 @@ def test_failure_leaves_out_what_needs_it(executed, capsys):
     executed.fails = {"01"}
     assert rerun(executed) == (1, ["01"])
     out = capsys.readouterr().out
-    assert "02 quantize: not run, it needs base" in out and "03 infer: not run, it needs awq" in out
+    assert (
+        "02 quantize: not run, it needs base" in out and "03 infer: not run, it needs awq" in out
+    )
 
 
 def test_an_old_product_of_a_failed_lab_is_not_used(executed):
@@ -140,7 +146,10 @@ def test_relative_settings_are_those_of_the_shell(executed, tmp_path, monkeypatc
     monkeypatch.setenv("LAB_RUNS", "out")
     monkeypatch.setenv("LAB_DATA", "d.jsonl")
     main(["run"])
-    assert os.environ["LAB_DATA"] == str(tmp_path / "d.jsonl") and (tmp_path / "out" / "cpu" / "summary.json").exists()
+    assert (
+        os.environ["LAB_DATA"] == str(tmp_path / "d.jsonl")
+        and (tmp_path / "out" / "cpu" / "summary.json").exists()
+    )
 
 
 def test_seconds_are_kept_and_expected(executed, course):
@@ -152,7 +161,10 @@ def test_seconds_are_kept_and_expected(executed, course):
 
 
 def test_run_with_kernels(course, capsys):
-    write_notebook("01", "import os\nassert os.environ['LAB_LOCK_HELD'].endswith('cpu')\nprint(os.environ['LAB_PROFILE'])")
+    write_notebook(
+        "01",
+        "import os\nassert os.environ['LAB_LOCK_HELD'].endswith('cpu')\nprint(os.environ['LAB_PROFILE'])",
+    )
     write_notebook("02", "from labkit.errors import LabError\nraise LabError('the paragraph')")
     write_notebook("03", "import os\nos._exit(1)")
     assert main(["run"]) == 1
@@ -176,7 +188,9 @@ def test_dead_kernel_is_named(course, capsys, monkeypatch):
 
 
 def test_interrupt_ends_the_run_and_its_kernel(course, capsys):
-    write_notebook("01", "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)")
+    write_notebook(
+        "01", "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+    )
     assert main(["run"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (course / "notebooks").exists()
@@ -217,7 +231,11 @@ def test_reset_deletes_the_local_registry_with_lab_06(executed, course, monkeypa
     for name in ("registry", "downloaded"):
         (course / name / "1").mkdir(parents=True)
     assert main(["reset", "--from", "06"]) == 0
-    assert not (course / "registry").exists() and not (course / "downloaded").exists() and (course / "base").exists()
+    assert (
+        not (course / "registry").exists()
+        and not (course / "downloaded").exists()
+        and (course / "base").exists()
+    )
 
 
 def test_reset_keeps_the_choice_unless_all(executed, course):
@@ -255,12 +273,20 @@ def test_unknown_command(capsys):
 def test_help_names_every_command(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name}" in out for name in ("setup", "doctor", "run", "open", "status", "reset", "test"))
+    assert all(
+        f"  {name}" in out
+        for name in ("setup", "doctor", "run", "open", "status", "reset", "test")
+    )
 
 
 def test_commands_need_only_the_standard_library():
     code = "import sys, labkit, labkit.commands.setup; labkit.commands.main(['help'])"
-    done = subprocess.run([sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -271,8 +297,15 @@ def test_lab_works_from_any_folder(tmp_path):
 
 def test_lab_says_what_to_install_where_no_python_fits(tmp_path):
     for tool in ("bash", "env", "dirname", "readlink"):
-        (tmp_path / tool).symlink_to(next(f"{d}/{tool}" for d in ("/usr/bin", "/bin") if os.path.exists(f"{d}/{tool}")))
-    done = subprocess.run([tmp_path / "bash", ROOT / "lab", "help"], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+        (tmp_path / tool).symlink_to(
+            next(f"{d}/{tool}" for d in ("/usr/bin", "/bin") if os.path.exists(f"{d}/{tool}"))
+        )
+    done = subprocess.run(
+        [tmp_path / "bash", ROOT / "lab", "help"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "Install one" in done.stderr
 
 
@@ -286,7 +319,12 @@ def venv(tmp_path, monkeypatch):
 
 def fake_pip(monkeypatch, code):
     def start(python, command, wheels):
-        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     monkeypatch.setattr(setup, "_start_pip", start)
 
@@ -295,7 +333,11 @@ def test_setup_failure_says_what_to_do(venv, monkeypatch, capsys):
     fake_pip(monkeypatch, "print('ERROR: No matching distribution found'); raise SystemExit(1)")
     assert main(["setup"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "--wheels DIR" in error and "No matching distribution" in error
+    assert (
+        error.startswith("error: ")
+        and "--wheels DIR" in error
+        and "No matching distribution" in error
+    )
     assert "Traceback" not in error and not setup.ready()
 
 
@@ -328,11 +370,17 @@ def test_setup_says_that_a_folder_of_wheels_is_missing(capsys):
     ("wheel", "lock", "index"),
     [
         ("/somewhere/torch-V+cpu-cp311-cp311-linux_x86_64.whl", "cpu.txt", ()),
-        ("https://download.pytorch.org/whl/cpu/torch-V%2Bcpu-cp311-cp311-linux_x86_64.whl", "cpu.txt", setup.CPU_INDEX),
+        (
+            "https://download.pytorch.org/whl/cpu/torch-V%2Bcpu-cp311-cp311-linux_x86_64.whl",
+            "cpu.txt",
+            setup.CPU_INDEX,
+        ),
         ("torch-V-cp311-cp311-manylinux_2_28_x86_64.whl", "cpu-cuda-torch.txt", ()),
     ],
 )
-def test_setup_chooses_the_lock_by_the_torch_that_pip_finds(venv, monkeypatch, capsys, wheel, lock, index):
+def test_setup_chooses_the_lock_by_the_torch_that_pip_finds(
+    venv, monkeypatch, capsys, wheel, lock, index
+):
     venv.mkdir()
     monkeypatch.setattr(sys, "platform", "linux")
     wheel = wheel.replace("V", setup.pins(ROOT / "locks" / "cpu.txt")["torch"])
@@ -345,7 +393,11 @@ def test_setup_chooses_the_lock_by_the_torch_that_pip_finds(venv, monkeypatch, c
 def test_marker_of_another_lock_or_folder_is_not_ready(venv):
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").touch()
-    marker = {"lock": "cpu.txt", "digest": setup._digest(ROOT / "locks" / "cpu.txt"), "folder": str(venv)}
+    marker = {
+        "lock": "cpu.txt",
+        "digest": setup._digest(ROOT / "locks" / "cpu.txt"),
+        "folder": str(venv),
+    }
 
     def ready(**changes):
         (venv / "labkit-lock.json").write_text(json.dumps(marker | changes))

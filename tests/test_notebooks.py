@@ -25,7 +25,11 @@ def code(cells) -> list[str]:
 
 
 def test_no_outputs_in_git_and_cell_ids(cells):
-    assert all(not c["outputs"] and c["execution_count"] is None for c in cells if c["cell_type"] == "code")
+    assert all(
+        not c["outputs"] and c["execution_count"] is None
+        for c in cells
+        if c["cell_type"] == "code"
+    )
     ids = [c["id"] for c in cells]
     assert len(set(ids)) == len(ids)
 
@@ -59,17 +63,28 @@ def test_steps_carry_minutes_predictions_and_checkpoints(cells):
 
 
 def test_cells_are_short_and_prose_stands_between(cells):
-    lines = sorted(len([line for line in text.splitlines() if line.strip()]) for text in code(cells))
+    lines = sorted(
+        len([line for line in text.splitlines() if line.strip()]) for text in code(cells)
+    )
     assert lines[-1] <= 25 and lines[len(lines) // 2] <= 6
     assert 1.1 <= (len(cells) - len(lines)) / len(lines) <= 1.9
-    assert max(len(list(run)) for kind, run in groupby(c["cell_type"] for c in cells) if kind == "code") <= 2
+    assert (
+        max(
+            len(list(run))
+            for kind, run in groupby(c["cell_type"] for c in cells)
+            if kind == "code"
+        )
+        <= 2
+    )
 
 
 def test_exercises_have_a_hint_and_one_line_to_change(cells):
     found = [i for i, cell in enumerate(cells) if "exercise" in cell["metadata"].get("tags", [])]
     assert len(found) >= 2
     for i in found:
-        assert source(cells[i - 1]).startswith("### Exercise ") and "<details><summary>Hint" in source(cells[i - 1])
+        assert source(cells[i - 1]).startswith(
+            "### Exercise "
+        ) and "<details><summary>Hint" in source(cells[i - 1])
         assert source(cells[i]).count("# TODO: ") == 1 and "lab.exercise(" in source(cells[i])
 
 
@@ -82,7 +97,13 @@ def test_olive_gets_a_copy(cells):
 
 
 def test_the_taught_calls_are_in_the_cells():
-    taught = {"02": "olive.run(", "03": "olive.run(", "04": "olive.run(", "05": "og.Generator(", "06": "models.create_or_update("}
+    taught = {
+        "02": "olive.run(",
+        "03": "olive.run(",
+        "04": "olive.run(",
+        "05": "og.Generator(",
+        "06": "models.create_or_update(",
+    }
     for number, call in taught.items():
         assert call in "".join(code(json.loads(notebook_path(number).read_text())["cells"]))
 
@@ -94,14 +115,21 @@ def test_lab_02_looks_at_the_layer_behind_the_normalisation(architecture):
     import transformers
 
     config = getattr(transformers, f"{architecture}Config")(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
     )
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     lines = "\n".join(code(json.loads(notebook_path("02").read_text())["cells"])).splitlines()
     scope = {"block": model.model.layers[0], "torch": torch}
     exec(next(line for line in lines if line.startswith("name, layer = ")), scope)
     seen = {}
-    model.model.layers[0].input_layernorm.register_forward_hook(lambda *given: seen.update(norm=given[2]))
+    model.model.layers[0].input_layernorm.register_forward_hook(
+        lambda *given: seen.update(norm=given[2])
+    )
     scope["layer"].register_forward_hook(lambda *given: seen.update(layer=given[1][0]))
     model(torch.tensor([[1, 2, 3]]))
     assert torch.equal(seen["norm"], seen["layer"])

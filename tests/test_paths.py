@@ -30,11 +30,14 @@ def clone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [("core.autocrlf=true",), ("core.autocrlf=false", "core.eol=crlf"), ("core.autocrlf=input",)]
+    "settings",
+    [("core.autocrlf=true",), ("core.autocrlf=false", "core.eol=crlf"), ("core.autocrlf=input",)],
 )
 def test_every_checkout_has_the_bytes_that_were_committed(clone, settings):
     home = clone("clone", *settings)
-    stored = subprocess.run(["git", "ls-tree", "-r", "HEAD"], cwd=home, capture_output=True, text=True, check=True).stdout
+    stored = subprocess.run(
+        ["git", "ls-tree", "-r", "HEAD"], cwd=home, capture_output=True, text=True, check=True
+    ).stdout
     wrong = []
     for line in stored.splitlines():
         about, _, name = line.partition("\t")
@@ -43,12 +46,16 @@ def test_every_checkout_has_the_bytes_that_were_committed(clone, settings):
             wrong.append(name)
     assert not wrong
     assert b"\r" not in (home / "data" / "travel.jsonl").read_bytes()
-    assert not subprocess.run(["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True).stdout
+    assert not subprocess.run(
+        ["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True
+    ).stdout
     done = subprocess.run([home / "lab", "help"], capture_output=True, text=True)
     assert done.returncode == 0 and "usage: ./lab" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["brackets [1-9] {a,b}", "ünï ço dé", "$HOME *?'\" quotes", "-dash"])
+@pytest.mark.parametrize(
+    "name", ["brackets [1-9] {a,b}", "ünï ço dé", "$HOME *?'\" quotes", "-dash"]
+)
 def test_a_clone_may_lie_in_a_folder_of_any_name(clone, name):
     done = subprocess.run([clone(name) / "lab", "status"], capture_output=True, text=True)
     assert done.returncode == 0 and "01 setup" in done.stdout, done.stderr

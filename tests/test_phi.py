@@ -23,15 +23,26 @@ JUDGE_KNOWLEDGE = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["untied", "tied"],
+)
 def phi(request, tmp_path_factory):
     """(folder of the source, run folder, what checkpoints found wrong by lab) of the whole route."""
     work = tmp_path_factory.mktemp("phi")
     tokenizer = PUBLISHED_TOKENIZER if PUBLISHED_TOKENIZER.is_dir() and not request.param else None
-    write_phi(work / "model", tokenizer=tokenizer, layers=2, hidden=192, mlp=512, tied=request.param)
+    write_phi(
+        work / "model", tokenizer=tokenizer, layers=2, hidden=192, mlp=512, tied=request.param
+    )
     records = (ROOT / "data" / "travel.jsonl").read_text().splitlines()[::9]
     (work / "data.jsonl").write_text("\n".join(records) + "\n")
-    settings = {"LAB_PROFILE": "cpu", "LAB_MODEL": str(work / "model"), "LAB_DATA": str(work / "data.jsonl"), "LAB_STEPS": "2"}
+    settings = {
+        "LAB_PROFILE": "cpu",
+        "LAB_MODEL": str(work / "model"),
+        "LAB_DATA": str(work / "data.jsonl"),
+        "LAB_STEPS": "2",
+    }
     settings["LAB_RUNS"] = str(work / "runs")
     wrong = {number: run_lab(number, settings, work) for number in LABS}
     return work / "model", work / "runs" / "cpu", wrong
@@ -50,7 +61,10 @@ def test_every_stop_token_reaches_the_onnx_model(phi):
     source, run, _ = phi
     assert json.loads((source / "generation_config.json").read_text())["eos_token_id"] == STOP_IDS
     for folder in ("onnx", "onnx-merged", "onnx-head4", "downloaded"):
-        assert json.loads((run / folder / "genai_config.json").read_text())["model"]["eos_token_id"] == STOP_IDS
+        assert (
+            json.loads((run / folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+            == STOP_IDS
+        )
 
 
 def test_every_setting_is_that_of_the_source(phi):

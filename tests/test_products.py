@@ -24,7 +24,10 @@ def summary(notebook_runs):
 
 def test_every_figure_is_there_and_finite(summary):
     for end in ("", "_low", "_high"):
-        assert summary[f"eval_loss{end}"].keys() == LOSSES and summary[f"tokens_per_s{end}"].keys() == SPEEDS
+        assert (
+            summary[f"eval_loss{end}"].keys() == LOSSES
+            and summary[f"tokens_per_s{end}"].keys() == SPEEDS
+        )
     assert summary["sizes_mb"].keys() == {"base_fp16", "awq_int4", "onnx_int4", "adapter"}
     assert summary["seconds"]["labs"].keys() == set(LABS)
     figures = [summary["ttft_ms"], summary["peak_rss_mb"]]
@@ -65,12 +68,19 @@ def test_the_tone_adapter_is_20_points_better(summary):
 def test_the_onnx_folder_is_whole_and_names_no_path(notebook_runs):
     folder = notebook_runs / "onnx"
     names = {path.name for path in folder.iterdir()}
-    assert {"model.onnx", "genai_config.json", "tokenizer.json", "adapter_weights.onnx_adapter"} <= names
+    assert {
+        "model.onnx",
+        "genai_config.json",
+        "tokenizer.json",
+        "adapter_weights.onnx_adapter",
+    } <= names
     for path in folder.glob("*.json"):
         assert str(notebook_runs) not in path.read_text()
 
 
-@pytest.mark.parametrize("product", ["awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"])
+@pytest.mark.parametrize(
+    "product", ["awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"]
+)
 def test_every_setting_is_that_of_the_base_model(notebook_runs, product):
     """Among them the cache, without which each token reads everything again, and the tokens that end an answer."""
     assert not damaged(notebook_runs / "base", notebook_runs / product)
@@ -81,7 +91,9 @@ def test_the_graph_shares_the_head_and_keeps_lora_float(notebook_runs):
     import onnx
 
     graph = onnx.load(notebook_runs / "onnx" / "model.onnx").graph
-    head = next(node for node in graph.node if node.op_type == "MatMulNBits" and "lm_head" in node.name)
+    head = next(
+        node for node in graph.node if node.op_type == "MatMulNBits" and "lm_head" in node.name
+    )
     lookup = next(node for node in graph.node if node.op_type == "GatherBlockQuantized")
     assert set(head.input) & set(lookup.input), "embedding and head do not share their weights"
     lora = [node.op_type for node in graph.node if "lora_" in node.name and "MatMul" in node.name]
@@ -89,7 +101,9 @@ def test_the_graph_shares_the_head_and_keeps_lora_float(notebook_runs):
 
 
 def test_heldout_records_are_the_runs_own(notebook_runs):
-    rows = [json.loads(line) for line in (notebook_runs / "heldout.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (notebook_runs / "heldout.jsonl").read_text().splitlines()
+    ]
     assert len(rows) >= 40 and all(row["prompt"] and row["response"] for row in rows)
 
 
@@ -109,4 +123,6 @@ def test_every_figure_has_an_alternative_text(notebook_runs):
     for path in (notebook_runs / "notebooks").glob("*.ipynb"):
         text = path.read_text()
         assert '"image/png":' not in text, path
-        assert all(len(alt) > 20 for alt in re.findall(r'<img alt=\\"(.*?)\\" src=\\"data', text)), path
+        assert all(
+            len(alt) > 20 for alt in re.findall(r'<img alt=\\"(.*?)\\" src=\\"data', text)
+        ), path

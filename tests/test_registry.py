@@ -38,8 +38,17 @@ def creator(registry, folder, calls=None, **fields):
     def create(version):
         if calls is not None:
             calls.append(version)
-        properties = {"content_sha256": json.loads((folder / "manifest.json").read_text())["content_sha256"]}
-        asset = Model(name=NAME, version=version, type="custom_model", path=folder, properties=properties, **fields)
+        properties = {
+            "content_sha256": json.loads((folder / "manifest.json").read_text())["content_sha256"]
+        }
+        asset = Model(
+            name=NAME,
+            version=version,
+            type="custom_model",
+            path=folder,
+            properties=properties,
+            **fields,
+        )
         return registry.client.models.create_or_update(asset)
 
     return create
@@ -58,7 +67,10 @@ def test_the_manifest_covers_every_file_and_comes_out_the_same(package):
     assert set(first["files"]) == {"model.onnx", "empty.txt", "extra files/ümlaut & more.json"}
     assert labkit.write_manifest(package, NAME) == first == check_manifest(package)
     change(package)
-    assert json.loads((package / "manifest.json").read_text())["content_sha256"] != first["content_sha256"]
+    assert (
+        json.loads((package / "manifest.json").read_text())["content_sha256"]
+        != first["content_sha256"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +106,11 @@ def odd_file(package, kind: str) -> str:
         with contextlib.chdir(package), socket.socket(socket.AF_UNIX) as server:
             server.bind("odd")
     else:
-        targets = {"folder": outside, "file": outside / "secret.txt", "inside": package / "model.onnx"}
+        targets = {
+            "folder": outside,
+            "file": outside / "secret.txt",
+            "inside": package / "model.onnx",
+        }
         targets |= {"loop": package, "self": at, "nothing": outside / "gone"}
         at.symlink_to(targets[kind], target_is_directory=kind in ("folder", "loop"))
     return at.relative_to(package).as_posix()
@@ -105,7 +121,10 @@ KINDS = ("folder", "file", "inside", "loop", "self", "nothing", "fifo", "socket"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_neither_file_nor_folder_is_refused_by_name(package, tmp_path, kind):
-    registry, before = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), (package / "manifest.json").read_bytes()
+    registry, before = (
+        LocalRegistry(tmp_path / "registry", tmp_path / "logs"),
+        (package / "manifest.json").read_bytes(),
+    )
     said = f"{odd_file(package, kind)} is a link, a pipe or a device.*cp -rL FOLDER COPY"
     create = creator(registry, package)
     for call in (
@@ -116,7 +135,9 @@ def test_what_is_neither_file_nor_folder_is_refused_by_name(package, tmp_path, k
     ):
         with pytest.raises(LabError, match=said):
             call()
-    assert (package / "manifest.json").read_bytes() == before and not (tmp_path / "registry").exists()
+    assert (package / "manifest.json").read_bytes() == before and not (
+        tmp_path / "registry"
+    ).exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "fifo"])
@@ -155,12 +176,19 @@ def test_a_harmed_package_is_noticed_before_it_is_sent(package, tmp_path, harm):
     else:
         file.unlink()
     registry, calls = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), []
-    with pytest.raises(LabError, match="no readable manifest.json" if harm == "no manifest" else "missing, surplus or altered"):
+    with pytest.raises(
+        LabError,
+        match="no readable manifest.json"
+        if harm == "no manifest"
+        else "missing, surplus or altered",
+    ):
         registry.register(package, NAME, creator(registry, package, calls))
     assert not calls
 
 
-@pytest.mark.parametrize("text", ["[]", '{"files": {}}', '{"files": {"model.onnx": 1}}', "half a fi"])
+@pytest.mark.parametrize(
+    "text", ["[]", '{"files": {}}', '{"files": {"model.onnx": 1}}', "half a fi"]
+)
 def test_a_manifest_of_another_form_is_one_error(package, text):
     (package / "manifest.json").write_text(text)
     with pytest.raises(LabError, match="no readable manifest.json"):
@@ -179,7 +207,9 @@ def test_rehearsal_registers_recognises_and_refuses(package, tmp_path):
     assert (again["version"], again["new"], calls) == ("1", False, ["1"])
     assert registry.register(package, NAME, create, version="1")["new"] is False
     change(package)
-    with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"):
+    with pytest.raises(
+        LabError, match="version 1 of ft-for-travel exists with other content; nothing was sent"
+    ):
         registry.register(package, NAME, create, version="1")
     assert calls == ["1"]
     assert registry.register(package, NAME, create)["version"] == "2"
@@ -199,7 +229,9 @@ def test_the_bare_call_of_the_cell_overwrites_no_version(package, tmp_path):
     change(package)
     with pytest.raises(LabError, match="version 1 of ft-for-travel exists with other content"):
         creator(registry, package)("1")
-    assert registry.contents(NAME) == before and check_manifest(registry.download(NAME, "1", tmp_path / "back"))
+    assert registry.contents(NAME) == before and check_manifest(
+        registry.download(NAME, "1", tmp_path / "back")
+    )
 
 
 @pytest.mark.parametrize("file", [".gitignore", "model_config.json"])
@@ -218,7 +250,10 @@ def test_rehearsal_gives_back_the_same_bytes_and_notices_other_ones(package, tmp
     assert check_manifest(back) == check_manifest(package)
     assert (back / "extra files" / "ümlaut & more.json").read_text() == "{}"
     (tmp_path / "registry" / NAME / "1" / "model" / "model.onnx").write_bytes(b"weighte" * 1000)
-    with pytest.raises(LabError, match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing"):
+    with pytest.raises(
+        LabError,
+        match="version 1 of ft-for-travel was altered in the registry .*model.onnx is missing",
+    ):
         registry.download(NAME, "1", tmp_path / "back")
     assert check_manifest(back), "the earlier download was lost"
 
@@ -230,8 +265,14 @@ def test_a_download_does_not_touch_a_folder_of_other_files(package, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(LabError, match="mine holds other files than a downloaded model"):
         registry.download(NAME, "1", tmp_path / "mine")
-    (tmp_path / "mine" / "manifest.json").write_text('{"files": {"icon.png": {}}}')  # as browser extensions have one, too
-    for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", tmp_path / "mine" / ".." / "mine"):
+    (tmp_path / "mine" / "manifest.json").write_text(
+        '{"files": {"icon.png": {}}}'
+    )  # as browser extensions have one, too
+    for out in (
+        tmp_path / "mine",
+        tmp_path / "mine" / "thesis.txt",
+        tmp_path / "mine" / ".." / "mine",
+    ):
         with pytest.raises(LabError, match="holds other files than a downloaded model"):
             registry.download(NAME, "1", out)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
@@ -239,7 +280,9 @@ def test_a_download_does_not_touch_a_folder_of_other_files(package, tmp_path):
         registry.download(NAME, "9", tmp_path / "back")
 
 
-def test_a_download_takes_the_place_of_an_earlier_one_also_by_a_link_and_by_dots(package, tmp_path, monkeypatch):
+def test_a_download_takes_the_place_of_an_earlier_one_also_by_a_link_and_by_dots(
+    package, tmp_path, monkeypatch
+):
     registry = LocalRegistry(tmp_path / "registry", tmp_path / "logs")
     registry.register(package, NAME, creator(registry, package))
     (tmp_path / "real" / "sub").mkdir(parents=True)
@@ -275,7 +318,23 @@ def test_the_rehearsal_counts_beyond_nine_and_past_odd_versions(package, tmp_pat
     assert registry.register(package, NAME, create)["version"] == "11"
 
 
-NO_NAMES = ("../escape", "../../x", "/abs", "a/b", ".", "..", ".hidden", "", "a b", "naïve", "x" * 256, "1\n", "²", 1, None)
+NO_NAMES = (
+    "../escape",
+    "../../x",
+    "/abs",
+    "a/b",
+    ".",
+    "..",
+    ".hidden",
+    "",
+    "a b",
+    "naïve",
+    "x" * 256,
+    "1\n",
+    "²",
+    1,
+    None,
+)
 NAMES = ("Phi-3.5_mini.int4", "7", "a..b", "x" * 255)
 
 
@@ -313,7 +372,9 @@ def refuses_names(registry, package, out, wrong):
         calls["version"].append(lambda: registry.register(package, NAME, None, version=wrong))
     for kind in calls:
         for call in calls[kind]:
-            with pytest.raises(LabError, match=f"cannot be the {kind} of a model.*at most 255 letters"):
+            with pytest.raises(
+                LabError, match=f"cannot be the {kind} of a model.*at most 255 letters"
+            ):
                 call()
     assert registry.contents(NAME) == again
 
@@ -334,7 +395,9 @@ def test_names_that_azure_takes_go_through(package, tmp_path, name):
 
     def create(version):
         properties = {"content_sha256": check_manifest(package)["content_sha256"]}
-        asset = Model(name=name, version=version, type="custom_model", path=package, properties=properties)
+        asset = Model(
+            name=name, version=version, type="custom_model", path=package, properties=properties
+        )
         return registry.client.models.create_or_update(asset)
 
     assert registry.register(package, name, create, version=name)["version"] == name
@@ -385,7 +448,9 @@ def test_no_workspace_is_a_rehearsal(elsewhere, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("value", "rehearses"), [("1", True), ("0", False)])
-def test_lab_rehearse_leaves_a_configured_workspace_alone(elsewhere, tmp_path, monkeypatch, value, rehearses):
+def test_lab_rehearse_leaves_a_configured_workspace_alone(
+    elsewhere, tmp_path, monkeypatch, value, rehearses
+):
     lab = SimpleNamespace(folder=tmp_path / "run", logs=tmp_path / "run" / "logs")
     monkeypatch.setenv("LAB_REHEARSE", value)
     monkeypatch.setattr("labkit.registry.WorkspaceRegistry", lambda *_: "the workspace")
@@ -396,7 +461,9 @@ def test_lab_rehearse_leaves_a_configured_workspace_alone(elsewhere, tmp_path, m
 
 def test_three_variables_or_none(elsewhere, monkeypatch):
     monkeypatch.setenv("AZURE_RESOURCE_GROUP", "rg")
-    with pytest.raises(LabError, match="half configured: AZURE_SUBSCRIPTION_ID, AZURE_ML_WORKSPACE is not set"):
+    with pytest.raises(
+        LabError, match="half configured: AZURE_SUBSCRIPTION_ID, AZURE_ML_WORKSPACE is not set"
+    ):
         cloud.find_workspace()
     monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", "s")
     monkeypatch.setenv("AZURE_ML_WORKSPACE", "ws")
@@ -419,7 +486,10 @@ def test_a_config_json_above(elsewhere, place):
 
 @pytest.mark.parametrize("place", [NAME, f"{NAME}/.partial", f"{NAME}/3", f"{NAME}/3/model"])
 def test_a_link_in_the_rehearsal_leads_nowhere(place, package, tmp_path):
-    registry, outside = LocalRegistry(tmp_path / "registry", tmp_path / "logs"), tmp_path / "outside"
+    registry, outside = (
+        LocalRegistry(tmp_path / "registry", tmp_path / "logs"),
+        tmp_path / "outside",
+    )
     (outside / "kept").mkdir(parents=True)
     link = tmp_path / "registry" / place
     link.parent.mkdir(parents=True)

@@ -17,22 +17,38 @@ def cells(number: str):
 
 
 def test_every_exercise_has_a_solution():
-    found = [c.source.splitlines()[0] for n in LABS for c in cells(n) if "exercise" in c.metadata.get("tags", [])]
+    found = [
+        c.source.splitlines()[0]
+        for n in LABS
+        for c in cells(n)
+        if "exercise" in c.metadata.get("tags", [])
+    ]
     assert found == [path.read_text().splitlines()[0] for path in SOLUTIONS]
 
 
 @pytest.mark.parametrize(
-    "solution", [pytest.param(p, id=p.stem, marks=[] if p.stem.endswith("_1") else pytest.mark.slow) for p in SOLUTIONS]
+    "solution",
+    [
+        pytest.param(p, id=p.stem, marks=[] if p.stem.endswith("_1") else pytest.mark.slow)
+        for p in SOLUTIONS
+    ],
 )
 def test_the_solution_solves_the_exercise(solution, notebook_runs):
     text = solution.read_text()
     number, head = f"0{solution.stem.split('_')[1]}", text.splitlines()[0]
     notebook = nbformat.read(notebook_path(number), as_version=4)
     at = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith(head))
-    earlier = [cell for cell in notebook.cells[:at] if "exercise" not in cell.metadata.get("tags", [])]
+    earlier = [
+        cell for cell in notebook.cells[:at] if "exercise" not in cell.metadata.get("tags", [])
+    ]
     notebook.cells = [*earlier, notebook.cells[at], nbformat.v4.new_code_cell(text)]
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT / "notebooks")}},
     ).execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
-    unedited, solved = ("".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells[-2:])
+    unedited, solved = (
+        "".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells[-2:]
+    )
     assert ": not yet" in unedited and ": solved" in solved, solved

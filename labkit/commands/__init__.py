@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"  {command:8}{line}" for command, (line, _) in COMMANDS.items()))
         return 0
     if name not in COMMANDS:
-        print(f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr)
+        print(
+            f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr
+        )
         return 2
     for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
         path = Path(os.environ.get(setting, "")).expanduser()

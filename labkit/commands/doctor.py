@@ -9,11 +9,13 @@ from labkit.profiles import resolve_profile
 
 def main(arguments: list[str]) -> int:
     """Prints a table of checks; 1 where one fails."""
-    argparse.ArgumentParser(prog="./lab doctor", description="Checks this machine for the profile in force.").parse_args(
-        arguments
-    )
+    argparse.ArgumentParser(
+        prog="./lab doctor", description="Checks this machine for the profile in force."
+    ).parse_args(arguments)
     if importlib.util.find_spec("psutil") is None:
-        raise LabError("the environment is not set up yet. Run './lab setup', then './lab doctor'.")
+        raise LabError(
+            "the environment is not set up yet. Run './lab setup', then './lab doctor'."
+        )
     from labkit.machine import preflight
 
     checks = preflight(resolve_profile())

@@ -12,10 +12,15 @@ from labkit.profiles import ROOT
 
 def main(arguments: list[str]) -> int:
     """Becomes JupyterLab, which prints its own address with the token."""
-    parser = argparse.ArgumentParser(prog="./lab open", description="Opens the notebooks in JupyterLab.")
+    parser = argparse.ArgumentParser(
+        prog="./lab open", description="Opens the notebooks in JupyterLab."
+    )
     parser.add_argument("--port", type=int, default=8888, help="first port to try (8888)")
     port = free_port(parser.parse_args(arguments).port)
-    print(f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends it.", flush=True)
+    print(
+        f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends it.",
+        flush=True,
+    )
     notebooks = ROOT / "notebooks"
     os.chdir(notebooks)
     os.execv(sys.executable, command(notebooks, port))
@@ -44,4 +49,6 @@ def free_port(first: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
-    raise LabError(f"the ports from {first} on are all in use. Name another: './lab open --port 9000'.")
+    raise LabError(
+        f"the ports from {first} on are all in use. Name another: './lab open --port 9000'."
+    )

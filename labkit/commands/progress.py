@@ -47,9 +47,15 @@ class Progress:
             with self.lock:
                 if not self.text:
                     continue
-                now = f"{self.text}  {clock(self.elapsed())}" + (f" of about {clock(self.expected)}" if self.expected else "")
+                now = f"{self.text}  {clock(self.elapsed())}" + (
+                    f" of about {clock(self.expected)}" if self.expected else ""
+                )
                 if self.live:
-                    print(f"\r\x1b[K{now[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+                    print(
+                        f"\r\x1b[K{now[: shutil.get_terminal_size().columns - 1]}",
+                        end="",
+                        flush=True,
+                    )
                 elif time.monotonic() - self.told >= self.every:
                     self.told = time.monotonic()
                     print(f"  ... {now}", flush=True)

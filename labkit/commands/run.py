@@ -27,9 +27,17 @@ PLAIN_PAGE = (
 
 def main(arguments: list[str]) -> int:
     """Runs the labs; 1 where one failed."""
-    parser = argparse.ArgumentParser(prog="./lab run", description="Runs all labs in order and writes a report.")
+    parser = argparse.ArgumentParser(
+        prog="./lab run", description="Runs all labs in order and writes a report."
+    )
     parser.add_argument("--force", action="store_true", help="keep no earlier result")
-    parser.add_argument("--from", dest="first", metavar="NN", type=lab_number, help="keep no result of lab NN and those after it")
+    parser.add_argument(
+        "--from",
+        dest="first",
+        metavar="NN",
+        type=lab_number,
+        help="keep no result of lab NN and those after it",
+    )
     options = parser.parse_args(arguments)
     profile = resolve_profile()
     folder = runs_folder() / profile.name
@@ -60,7 +68,9 @@ def key(folder: Path, number: str) -> str:
     profile = resolve_profile()
     parts = [
         workspace.sha256(workspace.notebook_path(number)),
-        *map(workspace.sha256, sorted((workspace.ROOT / "notebooks" / "workflows").glob("*.json"))),
+        *map(
+            workspace.sha256, sorted((workspace.ROOT / "notebooks" / "workflows").glob("*.json"))
+        ),
         *(stamp["id"] for stamp in workspace.stamps(folder) if stamp["lab"] < number),
         workspace.labkit_digest(),
         json.dumps(asdict(profile), sort_keys=True).replace(str(workspace.ROOT), "ROOT"),
@@ -73,7 +83,9 @@ def key(folder: Path, number: str) -> str:
 def complete(folder: Path, number: str) -> bool:
     """Whether running lab *number* again would bring nothing new."""
     path = executed_path(folder, number)
-    if not path.exists() or json.loads(path.read_text())["metadata"].get("labkit", {}).get("key") != key(folder, number):
+    if not path.exists() or json.loads(path.read_text())["metadata"].get("labkit", {}).get(
+        "key"
+    ) != key(folder, number):
         return False
     names = {stamp["name"] for stamp in workspace.stamps(folder) if stamp["lab"] == number}
     names |= {product for product, maker in workspace.MAKER.items() if maker == number}
@@ -91,7 +103,9 @@ def lab_seconds(folder: Path) -> dict[str, float]:
 def expected_seconds(folder: Path, number: str, first_cell: str) -> float | None:
     """Seconds that lab *number* took before, else what its first cell says, else None."""
     said = re.search(r"\*\*Time:\*\*.*run (?:about )?(\d+(?:\.\d+)?) (s|min)", first_cell)
-    return lab_seconds(folder).get(number) or (said and float(said[1]) * (60 if said[2] == "min" else 1))
+    return lab_seconds(folder).get(number) or (
+        said and float(said[1]) * (60 if said[2] == "min" else 1)
+    )
 
 
 def write_report(folder: Path) -> Path | None:
@@ -104,21 +118,38 @@ def write_report(folder: Path) -> Path | None:
     if not numbers:
         return None
     title = f"On-device lab, profile {folder.name}"
-    contents = "\n".join(f"- [Lab {number}: {workspace.LABS[number][0]}](#lab-{number})" for number in numbers)
-    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\n{time.strftime('%Y-%m-%d %H:%M')}\n\n{contents}")]
+    contents = "\n".join(
+        f"- [Lab {number}: {workspace.LABS[number][0]}](#lab-{number})" for number in numbers
+    )
+    cells = [
+        nbformat.v4.new_markdown_cell(
+            f"# {title}\n\n{time.strftime('%Y-%m-%d %H:%M')}\n\n{contents}"
+        )
+    ]
     for number in numbers:
         notebook = nbformat.read(executed_path(folder, number), as_version=4)
-        cells += [nbformat.v4.new_markdown_cell(f'<a id="lab-{number}"></a>\n\n---'), *notebook.cells]
+        cells += [
+            nbformat.v4.new_markdown_cell(f'<a id="lab-{number}"></a>\n\n---'),
+            *notebook.cells,
+        ]
     for index, cell in enumerate(cells):
         cell.id = f"cell-{index}"  # two notebooks may share an id
         if cell.cell_type == "code":
             # a widget is nothing without its kernel; one with a page beside it is shown by that
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) or "text/html" in o.data]
+            cell.outputs = [
+                o for o in cell.outputs if WIDGET not in o.get("data", {}) or "text/html" in o.data
+            ]
     language = {"name": "python", "pygments_lexer": "ipython3"}
-    joined = nbformat.v4.new_notebook(cells=cells, metadata={"title": title, "language_info": language})
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"report.html.j2": PLAIN_PAGE})], template_file="report.html.j2")
+    joined = nbformat.v4.new_notebook(
+        cells=cells, metadata={"title": title, "language_info": language}
+    )
+    exporter = HTMLExporter(
+        extra_loaders=[DictLoader({"report.html.j2": PLAIN_PAGE})], template_file="report.html.j2"
+    )
     exporter.embed_images = True
-    html, _ = exporter.from_notebook_node(joined, {"metadata": {"path": str(workspace.ROOT / "notebooks")}})
+    html, _ = exporter.from_notebook_node(
+        joined, {"metadata": {"path": str(workspace.ROOT / "notebooks")}}
+    )
     _write(folder / "report.html", html)
     return folder / "report.html"
 
@@ -132,8 +163,14 @@ def _run_labs(folder: Path, profile: str, first: str) -> dict[str, tuple[str, fl
                 progress.line(f"{number} {name}: complete and unchanged")
                 rows[number] = ("unchanged", lab_seconds(folder).get(number))
                 continue
-            bad = {earlier for earlier, (state, _) in rows.items() if state in ("FAILED", "not run")}
-            missing = [p for p in needs if workspace.MAKER.get(p) in bad or not workspace.is_current(folder, p)]
+            bad = {
+                earlier for earlier, (state, _) in rows.items() if state in ("FAILED", "not run")
+            }
+            missing = [
+                p
+                for p in needs
+                if workspace.MAKER.get(p) in bad or not workspace.is_current(folder, p)
+            ]
             if bad and missing:
                 progress.line(f"{number} {name}: not run, it needs {', '.join(missing)}")
                 rows[number] = ("not run", None)
@@ -144,7 +181,10 @@ def _run_labs(folder: Path, profile: str, first: str) -> dict[str, tuple[str, fl
             seconds = time.monotonic() - started
             rows[number] = ("complete" if done else "FAILED", seconds)
             if done:
-                _write(folder / "lab_seconds.json", json.dumps(lab_seconds(folder) | {number: round(seconds, 1)}))
+                _write(
+                    folder / "lab_seconds.json",
+                    json.dumps(lab_seconds(folder) | {number: round(seconds, 1)}),
+                )
                 progress.line(f"{number} {name}: complete, {clock(seconds)}")
             if saved_choice().get("profile", profile) != profile:
                 raise LabError(
@@ -179,7 +219,9 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
         nonlocal section, since
         # nbclient's own handler ends the kernel and then itself, with an assertion
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop, asyncio.current_task())
-        headings = re.findall(r"^#+ +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        headings = (
+            re.findall(r"^#+ +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        )
         if headings:
             leave()
             section, since = headings[-1], time.monotonic()
@@ -197,9 +239,15 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
         on_cell_start=enter,
         shutdown_kernel="immediate",
         coalesce_streams=True,  # else the report shows a streamed answer one token a line
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns about its own transport, in the midst of the progress
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR"
+        ],  # it warns about its own transport, in the midst of the progress
     )
-    env = os.environ | {"LAB_PROFILE": profile, "LAB_LOCK_HELD": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
+    env = os.environ | {
+        "LAB_PROFILE": profile,
+        "LAB_LOCK_HELD": str(folder),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
     try:
         client.execute(env=env)
     except CellExecutionError as error:
@@ -211,7 +259,9 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
             "the kernel died, most often because memory ran out. Close other programs, or see what "
             f"'./lab doctor' says of this machine. Logs are in {folder / 'logs'}."
         )
-        logs = sorted((folder / "logs").glob(f"{number}-*.log"), key=lambda path: path.stat().st_mtime)
+        logs = sorted(
+            (folder / "logs").glob(f"{number}-*.log"), key=lambda path: path.stat().st_mtime
+        )
         if logs:
             last = "\n".join(logs[-1].read_text(errors="replace").splitlines()[-12:])
             problem += f" The end of {logs[-1]}:\n{last}"
@@ -224,16 +274,24 @@ def _execute(folder: Path, profile: str, number: str, progress: Progress) -> boo
     _write(failed, nbformat.writes(notebook))
     # the outputs of an earlier success would contradict what the folder now holds
     target.unlink(missing_ok=True)
-    progress.line(f"{lab}: FAILED in '{section}'\nerror: {problem}\nThe notebook as far as it ran: {failed}")
+    progress.line(
+        f"{lab}: FAILED in '{section}'\nerror: {problem}\nThe notebook as far as it ran: {failed}"
+    )
     return False
 
 
 def _close(folder: Path, rows: dict[str, tuple[str, float | None]], report: Path | None) -> int:
     print(f"\n{'lab':14}{'state':12}{'seconds':>8}")
     for number, (state, seconds) in rows.items():
-        print(f"{number + ' ' + workspace.LABS[number][0]:14}{state:12}{'' if seconds is None else f'{seconds:.1f}':>8}")
+        print(
+            f"{number + ' ' + workspace.LABS[number][0]:14}{state:12}{'' if seconds is None else f'{seconds:.1f}':>8}"
+        )
     print()
-    for what, path in {"report": report, "figures": folder / "summary.json", "model": folder / "onnx"}.items():
+    for what, path in {
+        "report": report,
+        "figures": folder / "summary.json",
+        "model": folder / "onnx",
+    }.items():
         if path and path.exists():
             print(f"{what:8}{path}")
     return int(any(state in ("FAILED", "not run") for state, _ in rows.values()))

@@ -40,10 +40,23 @@ for module in "torch", "onnxruntime_genai", "olive":
 
 def main(arguments: list[str]) -> int:
     """Installs, or with --download only fetches."""
-    parser = argparse.ArgumentParser(prog="./lab setup", description="Installs the locked environment into .venv.")
-    parser.add_argument("--gpu", action="store_true", help="CUDA 12 packages for the gpu profile (4.7 GB to download)")
-    parser.add_argument("--download", metavar="DIR", type=Path, help="only fill DIR with all wheels, for --wheels elsewhere")
-    parser.add_argument("--wheels", metavar="DIR", type=Path, help="install from DIR alone, without any network")
+    parser = argparse.ArgumentParser(
+        prog="./lab setup", description="Installs the locked environment into .venv."
+    )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="CUDA 12 packages for the gpu profile (4.7 GB to download)",
+    )
+    parser.add_argument(
+        "--download",
+        metavar="DIR",
+        type=Path,
+        help="only fill DIR with all wheels, for --wheels elsewhere",
+    )
+    parser.add_argument(
+        "--wheels", metavar="DIR", type=Path, help="install from DIR alone, without any network"
+    )
     options = parser.parse_args(arguments)
     if options.wheels and not options.wheels.is_dir():
         raise LabError(
@@ -52,7 +65,9 @@ def main(arguments: list[str]) -> int:
     if options.download:
         download(options.download.resolve(), gpu=options.gpu)
     elif ready(gpu=options.gpu):
-        print(f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, delete that folder first.")
+        print(
+            f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, delete that folder first."
+        )
     else:
         install(gpu=options.gpu, wheels=options.wheels.resolve() if options.wheels else None)
     return 0
@@ -64,7 +79,9 @@ def enter(argv: list[str], *, install_first: bool) -> None:
     LAB_PYTHON names the python of another environment to use; in the conda environment of environment.yml, that one is.
     """
     python = os.environ.get("LAB_PYTHON") or str(VENV / "bin" / "python")
-    if os.environ.get("CONDA_DEFAULT_ENV") == CONDA or os.path.abspath(sys.executable) == os.path.abspath(python):
+    if os.environ.get("CONDA_DEFAULT_ENV") == CONDA or os.path.abspath(
+        sys.executable
+    ) == os.path.abspath(python):
         os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
         return
     if not os.environ.get("LAB_PYTHON") and not ready():
@@ -111,14 +128,25 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         progress.show(f"packages of {lock}")
         _pip(
             python,
-            ["install", "--no-deps", "--no-build-isolation", "--use-pep517", *source, "-r", str(path)],
+            [
+                "install",
+                "--no-deps",
+                "--no-build-isolation",
+                "--use-pep517",
+                *source,
+                "-r",
+                str(path),
+            ],
             wheels,
             progress,
             total=len(pins(path)),
         )
         progress.line(f"packages of {lock}: {len(pins(path))}, {clock(progress.elapsed())}")
         site = subprocess.run(
-            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
+            [python, "-c", "import site; print(site.getsitepackages()[0])"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         Path(site.stdout.strip(), "on-device-lab.pth").write_text(f"{ROOT}\n")
         progress.show("first import")
@@ -126,7 +154,9 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         aside = VENV / "labkit-lock.json.new"
         aside.write_text(json.dumps({"lock": lock, "digest": _digest(path), "folder": str(VENV)}))
         aside.replace(VENV / "labkit-lock.json")
-    print(f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or './lab open' (JupyterLab).")
+    print(
+        f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or './lab open' (JupyterLab)."
+    )
 
 
 def download(folder: Path, *, gpu: bool = False) -> None:
@@ -139,7 +169,11 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         _make_venv(Path(temporary))
         lock, index = ("gpu.txt", ()) if gpu else _choose(python, None, progress, folder)
         path = ROOT / "locks" / lock
-        source = (*index, "--find-links", str(folder))  # what an interrupted call has fetched is not fetched again
+        source = (
+            *index,
+            "--find-links",
+            str(folder),
+        )  # what an interrupted call has fetched is not fetched again
         _install_builder(python, path, source, None, progress)
         progress.show(f"packages of {lock}")
         # the one package that comes as source is built here, so that --wheels needs no build
@@ -156,7 +190,9 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         ]
         _pip(python, command, None, progress, total=len(pins(path)))
         mb = sum(file.stat().st_size for file in folder.glob("*.whl")) / 1e6
-        progress.line(f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {clock(progress.elapsed())}")
+        progress.line(
+            f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {clock(progress.elapsed())}"
+        )
     print(
         f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that folder: "
         f"'./lab setup{' --gpu' if gpu else ''} --wheels DIR'."
@@ -169,7 +205,9 @@ def pins(lock: Path) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line)
 
 
-def _choose(python: Path, wheels: Path | None, progress: Progress, target: Path | None = None) -> tuple[str, tuple[str, ...]]:
+def _choose(
+    python: Path, wheels: Path | None, progress: Progress, target: Path | None = None
+) -> tuple[str, tuple[str, ...]]:
     """The lock that fits the build of torch that pip finds here, and the index that it needs."""
     torch = pins(ROOT / "locks" / "cpu.txt")["torch"]
     progress.show("look for a CPU build of torch")
@@ -179,7 +217,9 @@ def _choose(python: Path, wheels: Path | None, progress: Progress, target: Path 
         if found:
             break
     else:
-        raise LabError(f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. {OFFLINE}{_tail(output)}")
+        raise LabError(
+            f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. {OFFLINE}{_tail(output)}"
+        )
     # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says +cpu
     cpu = "+cpu" in found or "%2Bcpu" in found or not sys.platform.startswith("linux")
     if not cpu:
@@ -189,13 +229,27 @@ def _choose(python: Path, wheels: Path | None, progress: Progress, target: Path 
             f"3 GB to download, 8 GB on disk. To avoid that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
         )
         return "cpu-cuda-torch.txt", ()
-    progress.line(f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, {clock(progress.elapsed())}")
+    progress.line(
+        f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, {clock(progress.elapsed())}"
+    )
     return "cpu.txt", CPU_INDEX if "download.pytorch.org" in found else ()
 
 
-def _probe(python: Path, torch: str, source: tuple[str, ...], wheels: Path | None) -> tuple[str, list[str]]:
+def _probe(
+    python: Path, torch: str, source: tuple[str, ...], wheels: Path | None
+) -> tuple[str, list[str]]:
     """Address of the torch wheel that pip would install, or "", and pip's output."""
-    command = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--retries", "1", "--timeout", "30", *source]
+    command = [
+        "install",
+        "--dry-run",
+        "--no-deps",
+        "--ignore-installed",
+        "--retries",
+        "1",
+        "--timeout",
+        "30",
+        *source,
+    ]
     lines = []
     with _start_pip(python, [*command, f"torch=={torch}"], wheels) as pip:
         for line in pip.stdout:
@@ -208,22 +262,34 @@ def _probe(python: Path, torch: str, source: tuple[str, ...], wheels: Path | Non
     return "", lines
 
 
-def _install_builder(python: Path, lock: Path, source: tuple[str, ...], wheels: Path | None, progress: Progress) -> None:
+def _install_builder(
+    python: Path, lock: Path, source: tuple[str, ...], wheels: Path | None, progress: Progress
+) -> None:
     """Installs the locked setuptools: packages that come as source are built with it, not with today's newest."""
-    _pip(python, ["install", "--no-deps", *source, f"setuptools=={pins(lock)['setuptools']}"], wheels, progress)
+    _pip(
+        python,
+        ["install", "--no-deps", *source, f"setuptools=={pins(lock)['setuptools']}"],
+        wheels,
+        progress,
+    )
 
 
-def _pip(python: Path, command: list[str], wheels: Path | None, progress: Progress, *, total: int = 0) -> None:
+def _pip(
+    python: Path, command: list[str], wheels: Path | None, progress: Progress, *, total: int = 0
+) -> None:
     lines, fetched = [], 0
     with _start_pip(python, command, wheels) as pip:
         for line in pip.stdout:
             lines.append(line)
             match = re.match(
-                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$", line
+                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$",
+                line,
             )
             if total and match:
                 fetched += 1
-                progress.show(f"packages: {fetched} of {total}, {match[1]}{match[2] or ''}", restart=False)
+                progress.show(
+                    f"packages: {fetched} of {total}, {match[1]}{match[2] or ''}", restart=False
+                )
             elif total and line.startswith("Installing collected"):
                 progress.show(f"packages: unpack {total}", restart=False)
     if pip.returncode:
@@ -233,20 +299,39 @@ def _pip(python: Path, command: list[str], wheels: Path | None, progress: Progre
 
 
 def _start_pip(python: Path, command: list[str], wheels: Path | None) -> subprocess.Popen:
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not (wheels and key.startswith("PIP_"))}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "PYTHONPATH" and not (wheels and key.startswith("PIP_"))
+    }
     if wheels:
         # pip adds the links of its configuration to those it is given
         env["PIP_CONFIG_FILE"] = os.devnull
-    env |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+    env |= {
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_USER": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
     return subprocess.Popen(
-        [python, "-m", "pip", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+        [python, "-m", "pip", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=env,
     )
 
 
 def _make_venv(folder: Path) -> None:
     # within an environment, its own base: the environment may be the one that is made anew
     base = getattr(sys, "_base_executable", sys.executable)
-    made = subprocess.run([base, "-m", "venv", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    made = subprocess.run(
+        [base, "-m", "venv", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if made.returncode:
         raise LabError(
             f"{base} cannot make a virtual environment in {folder}. On Debian and Ubuntu install "
@@ -278,7 +363,9 @@ def _hold():
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LabError("another './lab setup' is at work in this folder. Wait until it has ended.") from None
+            raise LabError(
+                "another './lab setup' is at work in this folder. Wait until it has ended."
+            ) from None
         yield
 
 

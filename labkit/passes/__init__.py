@@ -5,7 +5,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-HOME = {"AwqQuantizer": "labkit.passes.awq.AwqQuantizer", "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder"}
+HOME = {
+    "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
+    "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",
+}
 
 
 def olive_passes() -> dict[str, Any]:

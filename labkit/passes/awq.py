@@ -20,7 +20,15 @@ from labkit.settings import CONFIG, carry_settings
 LIKE = {"granite": "llama", "smollm3": "llama", "gemma3_text": "gemma2"}
 
 
-def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], group_size: int, dtype: str, device: str) -> None:
+def awq_quantize(
+    model_dir: Path,
+    out: Path,
+    *,
+    calibration: list[list[int]],
+    group_size: int,
+    dtype: str,
+    device: str,
+) -> None:
     """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
 
     *calibration* is token ids, one list a record. The search is that of labkit/passes/awq_search.py, clipping included; the
@@ -38,15 +46,27 @@ def awq_quantize(model_dir: Path, out: Path, *, calibration: list[list[int]], gr
         base.TRANSFORMERS_AUTO_MAPPING_DICT[new] = "AutoModelForCausalLM"
     length = 128
     if sum(map(len, calibration)) < length:
-        raise LabError(f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA.")
+        raise LabError(
+            f"the calibration data has fewer than {length} tokens: add records, or unset LAB_DATA."
+        )
     tokenizer = load_tokenizer(model_dir)
     model = AutoAWQForCausalLM.from_pretrained(
-        str(model_dir), torch_dtype=getattr(torch, dtype), device_map="cpu", trust_remote_code=False
+        str(model_dir),
+        torch_dtype=getattr(torch, dtype),
+        device_map="cpu",
+        trust_remote_code=False,
     )
     model.quantize(
         tokenizer,
-        quant_config={"w_bit": BITS, "q_group_size": group_size, "zero_point": True, "version": "GEMM"},
-        calib_data=[ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)],
+        quant_config={
+            "w_bit": BITS,
+            "q_group_size": group_size,
+            "zero_point": True,
+            "version": "GEMM",
+        },
+        calib_data=[
+            ids[i : i + length] for ids in calibration for i in range(0, len(ids), length)
+        ],
         max_calib_samples=len(calibration) * 64,
         max_calib_seq_len=length,
         quantizer_cls=quantizer_on(device),
@@ -64,12 +84,20 @@ class AwqQuantizer(Pass):
     @classmethod
     def _default_config(cls, accelerator_spec) -> dict[str, PassConfigParam]:
         return {
-            "calibration_file": PassConfigParam(type_=str, required=True, description='JSON lines of {"token_ids": [int, ...]}.'),
-            "group_size": PassConfigParam(type_=int, default_value=128, description="Weights that share one scale."),
-            "dtype": PassConfigParam(type_=str, default_value="bfloat16", description="torch dtype of the search."),
+            "calibration_file": PassConfigParam(
+                type_=str, required=True, description='JSON lines of {"token_ids": [int, ...]}.'
+            ),
+            "group_size": PassConfigParam(
+                type_=int, default_value=128, description="Weights that share one scale."
+            ),
+            "dtype": PassConfigParam(
+                type_=str, default_value="bfloat16", description="torch dtype of the search."
+            ),
         }
 
-    def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str) -> HfModelHandler:
+    def _run_for_config(
+        self, model: HfModelHandler, config: Any, output_model_path: str
+    ) -> HfModelHandler:
         lines = Path(config.calibration_file).read_text().splitlines()
         awq_quantize(
             Path(model.model_name_or_path),

@@ -16,7 +16,10 @@ from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, 
 from labkit.errors import LabError
 
 GRID = 20
-SCREEN, FINALISTS = 4, 4  # every fourth record chooses the four grid points that all records decide between
+SCREEN, FINALISTS = (
+    4,
+    4,
+)  # every fourth record chooses the four grid points that all records decide between
 TOKENS = 16384  # at most so many go through a module at once: it bounds the memory of a search
 # Cut evenly on both sides, a group would have its zero point half way between two integers, use 15 of the 16 values, and
 # not come back as the same integers from the ONNX model builder.
@@ -24,10 +27,15 @@ BELOW = 1 - 2**-8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight 4-bit numbers in a 32-bit word
 
 
-def grouped(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def grouped(
+    weight: torch.Tensor, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(integers, scales, zero points) of *weight* [out, in]: asymmetric 4 bits, one scale in float16 a group; in float32."""
     groups = weight.float().unflatten(-1, (-1, group_size))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax is five times slower on a CPU
+    low, high = (
+        groups.amin(-1, keepdim=True),
+        groups.amax(-1, keepdim=True),
+    )  # aminmax is five times slower on a CPU
     scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
     zeros = (-low / scales).round_().clamp_(0, 15)
     return (groups / scales).round_().add_(zeros).clamp_(0, 15), scales, zeros
@@ -57,7 +65,9 @@ class DeviceQuantizer(AwqQuantizer):
     @torch.no_grad()
     def quantize(self):
         before = torch.get_float32_matmul_precision()
-        if self.device != "cpu":  # sums over thousands of tokens are compared: ten bits of each factor are enough
+        if (
+            self.device != "cpu"
+        ):  # sums over thousands of tokens are compared: ten bits of each factor are enough
             torch.set_float32_matmul_precision("high")
         try:
             self._quantize()
@@ -72,7 +82,9 @@ class DeviceQuantizer(AwqQuantizer):
         Gemma's blocks the mask and the rotary embedding differ.
         """
         blocks = self.awq_model.get_model_layers(self.model)
-        records = torch.cat(get_calib_dataset(self.calib_data, self.tokenizer, n_samples, max_seq_len)).to(self.model.device)
+        records = torch.cat(
+            get_calib_dataset(self.calib_data, self.tokenizer, n_samples, max_seq_len)
+        ).to(self.model.device)
         calls = []
 
         def note(block, hidden_states, **kwargs):
@@ -90,13 +102,17 @@ class DeviceQuantizer(AwqQuantizer):
         for block, kwargs in zip(self.modules, self.module_kwargs, strict=True):
             kwargs = self._moved(kwargs)
             block.to(self.device)
-            linears = exclude_layers_to_not_quantize(get_named_linears(block), self.modules_to_not_convert)
+            linears = exclude_layers_to_not_quantize(
+                get_named_linears(block), self.modules_to_not_convert
+            )
             inputs = self._inputs(block, linears, kwargs)
             for group in self.awq_model.get_layers_for_scaling(block, inputs, kwargs):
                 self._scale(group, self._best_scales(**group), inputs)
             for name, linear in linears.items():
                 weight = linear.weight.float()
-                if self.apply_clip and not any(part in name for part in ("q_", "k_")):  # as AutoAWQ: they meet in a product
+                if self.apply_clip and not any(
+                    part in name for part in ("q_", "k_")
+                ):  # as AutoAWQ: they meet in a product
                     weight = self._clipped(weight, inputs[name])
                 set_op_by_name(block, name, self._packed(linear, weight))
             block.cpu()
@@ -105,7 +121,9 @@ class DeviceQuantizer(AwqQuantizer):
         def move(value):
             return value.to(self.device) if isinstance(value, torch.Tensor) else value
 
-        return {k: tuple(map(move, v)) if isinstance(v, tuple) else move(v) for k, v in kwargs.items()}
+        return {
+            k: tuple(map(move, v)) if isinstance(v, tuple) else move(v) for k, v in kwargs.items()
+        }
 
     def _batches(self, x: torch.Tensor):
         return x.split(max(1, TOKENS // x.shape[1]))
@@ -118,7 +136,9 @@ class DeviceQuantizer(AwqQuantizer):
             for name, linear in linears.items()
         ]
         known = self._sanitize_kwargs(kwargs, block)
-        self.inps = torch.cat([self._module_forward(x, block, known) for x in self._batches(self.inps)])
+        self.inps = torch.cat(
+            [self._module_forward(x, block, known) for x in self._batches(self.inps)]
+        )
         for hook in hooks:
             hook.remove()
         joined: dict[tuple, torch.Tensor] = {}  # q, k and v have the same input: once in memory
@@ -130,11 +150,15 @@ class DeviceQuantizer(AwqQuantizer):
 
     def _best_scales(self, prev_op, layers, inp, module2inspect=None, kwargs=None) -> torch.Tensor:
         """The scales [in] of AutoAWQ's grid whose rounded weights change the module's output least."""
-        weights = [layer.weight.data.float() for layer in layers]  # of .data: in float32, float() returns the parameter itself
+        weights = [
+            layer.weight.data.float() for layer in layers
+        ]  # of .data: in float32, float() returns the parameter itself
         groups = torch.cat(weights).unflatten(-1, (-1, self.group_size)).abs()
         w_mean = (groups / (groups.amax(-1, keepdim=True) + 1e-6)).flatten(-2).mean(0)
         flat = inp.flatten(0, -2)
-        x_mean = torch.stack([x.float().abs().sum(0) for x in flat.split(TOKENS)]).sum(0) / len(flat)
+        x_mean = torch.stack([x.float().abs().sum(0) for x in flat.split(TOKENS)]).sum(0) / len(
+            flat
+        )
 
         def scales_of(ratios):
             ratios = ratios.unsqueeze(1)
@@ -155,7 +179,9 @@ class DeviceQuantizer(AwqQuantizer):
         ratios = torch.arange(GRID, device=self.device) / GRID
         # a part of the records tells the few that are worth all of them; where X'X serves all, each is cheap
         if len(inp) >= 2 * SCREEN and not (alone and self._many(flat)):
-            ratios = ratios[judge(inp[::SCREEN])(scales_of(ratios)).topk(FINALISTS, largest=False).indices]
+            ratios = ratios[
+                judge(inp[::SCREEN])(scales_of(ratios)).topk(FINALISTS, largest=False).indices
+            ]
         judged = judge(inp)
         losses = judged(scales_of(ratios))
         if not losses.isfinite().any():
@@ -163,8 +189,13 @@ class DeviceQuantizer(AwqQuantizer):
                 "AWQ finds no scale with a finite error: the model's weights or activations overflow the type of the search. "
                 "Set quantize_dtype to bfloat16 in labkit/profiles.py."
             )
-        between = (ratios[losses.argmin()] + torch.tensor([-0.5, 0.5], device=self.device) / GRID).clamp(0, 1)
-        ratios, losses = torch.cat([ratios, between]), torch.cat([losses, judged(scales_of(between))])
+        between = (
+            ratios[losses.argmin()] + torch.tensor([-0.5, 0.5], device=self.device) / GRID
+        ).clamp(0, 1)
+        ratios, losses = (
+            torch.cat([ratios, between]),
+            torch.cat([losses, judged(scales_of(between))]),
+        )
         return scales_of(ratios[losses.argmin()].unsqueeze(0))[0]
 
     @staticmethod
@@ -173,7 +204,9 @@ class DeviceQuantizer(AwqQuantizer):
 
     def _linear_judge(self, weight, flat):
         # |X d'|^2 = d X'X d' for the change d of the weights: with many tokens, X'X serves all grid points
-        gram = sum(x.float().T @ x.float() for x in flat.split(TOKENS)) if self._many(flat) else None
+        gram = (
+            sum(x.float().T @ x.float() for x in flat.split(TOKENS)) if self._many(flat) else None
+        )
 
         def judge(scales):
             losses = []
@@ -197,9 +230,16 @@ class DeviceQuantizer(AwqQuantizer):
             losses = []
             for s in scales:
                 for layer, weight in zip(layers, weights, strict=True):
-                    layer.weight.data = (rounded(weight * s, self.group_size) / s).to(kept[0].dtype)
+                    layer.weight.data = (rounded(weight * s, self.group_size) / s).to(
+                        kept[0].dtype
+                    )
                 pairs = zip(batches, wanted, strict=True)
-                losses.append(sum((self._module_forward(x, module, known) - y).float().pow(2).sum() for x, y in pairs))
+                losses.append(
+                    sum(
+                        (self._module_forward(x, module, known) - y).float().pow(2).sum()
+                        for x, y in pairs
+                    )
+                )
             for layer, weight in zip(layers, kept, strict=True):
                 layer.weight.data = weight
             return _finite(losses)
@@ -212,9 +252,13 @@ class DeviceQuantizer(AwqQuantizer):
             layer.weight.data = layer.weight.data.float()
         prev_op.weight.data = prev_op.weight.data.float()
         if isinstance(prev_op, torch.nn.Linear):
-            (scale_fc_fc if len(layers) == 1 else scale_fc_fcs)(prev_op, *(layers if len(layers) == 1 else [layers]), scales)
+            (scale_fc_fc if len(layers) == 1 else scale_fc_fcs)(
+                prev_op, *(layers if len(layers) == 1 else [layers]), scales
+            )
         else:
-            offset = 1 if "Gemma" in type(prev_op).__name__ else 0  # Gemma's norms multiply by 1 + weight
+            offset = (
+                1 if "Gemma" in type(prev_op).__name__ else 0
+            )  # Gemma's norms multiply by 1 + weight
             prev_op.weight.data = (prev_op.weight.data + offset) / scales - offset
             for layer in layers:
                 layer.weight.data *= scales
@@ -225,14 +269,21 @@ class DeviceQuantizer(AwqQuantizer):
         """*weight* with each group's largest magnitudes cut to the one of ten limits that changes the outputs least."""
         groups = weight.unflatten(-1, (-1, self.group_size))
         x = x.flatten(0, -2)
-        x = x[:: max(1, len(x) // 512)].float().unflatten(-1, (-1, self.group_size)).transpose(0, 1)  # [groups, tokens, size]
+        x = (
+            x[:: max(1, len(x) // 512)]
+            .float()
+            .unflatten(-1, (-1, self.group_size))
+            .transpose(0, 1)
+        )  # [groups, tokens, size]
         gram = x.transpose(1, 2) @ x
         limit = groups.abs().amax(-1, keepdim=True)
         best, least = limit.clone(), torch.full_like(limit, torch.inf)
         for step in range(10):
             cut = limit * (1 - step / GRID)
             clipped = groups.clamp(-cut, cut * BELOW)
-            change = (rounded(clipped.flatten(-2), self.group_size).view_as(groups) - groups).transpose(0, 1)
+            change = (
+                rounded(clipped.flatten(-2), self.group_size).view_as(groups) - groups
+            ).transpose(0, 1)
             loss = (change @ gram).mul_(change).sum(-1).T.unsqueeze(-1)
             best, least = torch.where(loss < least, cut, best), torch.minimum(loss, least)
         return groups.clamp(-best, best * BELOW).flatten(-2)
@@ -240,7 +291,14 @@ class DeviceQuantizer(AwqQuantizer):
     def _packed(self, linear, weight) -> WQLinear_GEMM:
         """AutoAWQ's layer with the integers of *weight*, eight in a word, inputs first."""
         integers, scales, zeros = grouped(weight, self.group_size)
-        out = WQLinear_GEMM(self.w_bit, self.group_size, linear.in_features, linear.out_features, linear.bias is not None, "cpu")
+        out = WQLinear_GEMM(
+            self.w_bit,
+            self.group_size,
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            "cpu",
+        )
 
         def words(numbers):  # [out, n] -> [n, out / 8]
             shifts = torch.arange(0, 32, 4, device=numbers.device, dtype=torch.int32)

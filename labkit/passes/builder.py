@@ -77,7 +77,9 @@ def joined(*linears) -> SimpleNamespace:
         else:
             downs.append(one.weight.new_zeros(0, one.weight.shape[1], dtype=torch.float32))
             ups.append(one.weight.new_zeros(len(linear.weight), 0, dtype=torch.float32))
-    fused = all(down is downs[0] for down in downs)  # as in a layer that was one in the checkpoint, before the builder cut it
+    fused = all(
+        down is downs[0] for down in downs
+    )  # as in a layer that was one in the checkpoint, before the builder cut it
     one.base_layer = SimpleNamespace(weight=one.weight)
     one.lora_A = _default(downs[0] if fused else torch.cat(downs))
     one.lora_B = _default(torch.cat(ups) if fused else torch.block_diag(*ups))
@@ -92,7 +94,9 @@ def _default(weight: torch.Tensor) -> SimpleNamespace:
 def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
     """*weight* [out, in] as ONNX Runtime's MatMulNBits has it: two integers in a byte, the first in the lower half."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    integers, scales, zeros = (part.squeeze(-1) for part in grouped(weight.detach().to(device), group_size))
+    integers, scales, zeros = (
+        part.squeeze(-1) for part in grouped(weight.detach().to(device), group_size)
+    )
 
     def bytes_of(numbers):
         numbers = torch.nn.functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8)
@@ -132,7 +136,9 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
 
 def _make_attention_init(self, make=Model.make_attention_init):
     make(self)
-    self.attention_attrs["use_packed_matmul"] = self.attention_attrs["op_type"] == "GroupQueryAttention"
+    self.attention_attrs["use_packed_matmul"] = (
+        self.attention_attrs["op_type"] == "GroupQueryAttention"
+    )
 
 
 def _make_packed_matmul_float_class(self, q, k, v):
@@ -155,30 +161,52 @@ def _make_linear(self, linear, name, root_input) -> str:
 
 
 def _make_mlp_proj(self, layer_id, mlp, root_input):
-    base, shape = f"/model/layers.{layer_id}/mlp", ["batch_size", "sequence_length", self.intermediate_size]
-    both = _make_linear(self, joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj", root_input)
+    base, shape = (
+        f"/model/layers.{layer_id}/mlp",
+        ["batch_size", "sequence_length", self.intermediate_size],
+    )
+    both = _make_linear(
+        self, joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj", root_input
+    )
     halves = [f"{base}/gate_up_proj/Split/output_{i}" for i in range(2)]
     sizes = f"/model/constants/INT64/[{self.intermediate_size}, {self.intermediate_size}]"
     dtypes = [self.io_dtype] * 2
     self.make_split(f"{base}/gate_up_proj/Split", [both, sizes], halves, dtypes, [shape] * 2)
     active = self.make_activation(layer_id, root_input=halves[0])
-    self.make_mul(f"{base}/Mul", [f"{active}/output_0", halves[1]], dtype=self.io_dtype, shape=shape)
-    self.layernorm_attrs["skip_input"] = _make_linear(self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0")
+    self.make_mul(
+        f"{base}/Mul", [f"{active}/output_0", halves[1]], dtype=self.io_dtype, shape=shape
+    )
+    self.layernorm_attrs["skip_input"] = _make_linear(
+        self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0"
+    )
 
 
-def _make_rotary_embedding_multi_cache(self, make=Model.make_rotary_embedding_multi_cache, **names):
+def _make_rotary_embedding_multi_cache(
+    self, make=Model.make_rotary_embedding_multi_cache, **names
+):
     if self.ep != "cuda" or self.attention_attrs["op_type"] != "GroupQueryAttention":
         return make(self, **names)
     tables, short = {}, self.original_context_length
-    keep = mock.patch.object(self, "make_initializer", lambda table, name: tables.update({name: table}))
+    keep = mock.patch.object(
+        self, "make_initializer", lambda table, name: tables.update({name: table})
+    )
     with keep, mock.patch.object(self, "ep", "dml"):
         make(self, **names)  # for an engine without If: the short table, and the long one below it
-    base, total = "/model/rotemb_caches_subgraph", "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0"
+    base, total = (
+        "/model/rotemb_caches_subgraph",
+        "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0",
+    )
     self.make_reduce_max(f"{base}/ReduceMax", [total], dtype=TensorProto.INT64, shape=[])
-    self.make_greater(f"{base}/Greater", [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"], shape=[])
+    self.make_greater(
+        f"{base}/Greater",
+        [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"],
+        shape=[],
+    )
     for name, table in tables.items():
         self.make_initializer(table[short:].contiguous(), f"{name}_long")
-        self.make_initializer(torch.cat([table[:short], table[2 * short :]]), f"{name}_short")  # both of one length
+        self.make_initializer(
+            torch.cat([table[:short], table[2 * short :]]), f"{name}_short"
+        )  # both of one length
         choice = [f"{base}/Greater/output_0", f"{name}_long", f"{name}_short"]
         self.make_node("Where", choice, [name], name=f"{base}/{name}/Where")
         self.make_value(name, self.io_dtype, shape=[len(table) - short, table.shape[1]])

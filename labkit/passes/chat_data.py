@@ -19,7 +19,9 @@ def lab_records(*, path: str, first: int | None = None, **_) -> list[dict]:
 
 
 @Registry.register_pre_process("lab_chat_ids")
-def lab_chat_ids(records: list[dict], *, model_path: str, max_length: int, **_) -> list[dict[str, list[int]]]:
+def lab_chat_ids(
+    records: list[dict], *, model_path: str, max_length: int, **_
+) -> list[dict[str, list[int]]]:
     """{"input_ids": ids} of each record, those of :func:`labkit.chat_ids`, cut to *max_length* tokens."""
     tokenizer = load_tokenizer(Path(model_path))
     return [{"input_ids": chat_ids(tokenizer, record)[0][:max_length]} for record in records]

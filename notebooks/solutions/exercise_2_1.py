@@ -9,4 +9,9 @@ mine, ours = symmetric(weight, group_size), round_to_nearest(weight, group_size)
 values = max(len(group.unique()) for group in mine.reshape(-1, group_size)[:200])
 ratio = ((mine - weight).norm() / (ours - weight).norm()).item()
 print(f"{values} values a group, error {ratio:.2f} times that of the asymmetric grid")
-lab.exercise("2.1", at_most_16_values=values <= 16, rounded_at_all=ratio > 0.1, error_below_twice_ours=ratio < 2)
+lab.exercise(
+    "2.1",
+    at_most_16_values=values <= 16,
+    rounded_at_all=ratio > 0.1,
+    error_below_twice_ours=ratio < 2,
+)

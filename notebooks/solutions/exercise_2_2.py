@@ -9,4 +9,8 @@ for strength in strengths:
 best = min(errors, key=errors.get)
 print({strength: round(value, 2) for strength, value in errors.items()})
 plain = (activations @ (round_to_nearest(weight, group_size) - weight).T).norm().item()
-lab.exercise("2.2", tried_several=len(errors) >= 5, a_tenth_better_than_plain=errors[best] <= 0.9 * plain)
+lab.exercise(
+    "2.2",
+    tried_several=len(errors) >= 5,
+    a_tenth_better_than_plain=errors[best] <= 0.9 * plain,
+)

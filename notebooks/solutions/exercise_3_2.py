@@ -9,5 +9,14 @@ for strength in strengths:
     heard[strength] = sum(map(sum, rows)) / sum(map(len, rows))
 for knob in knobs:
     knob.scaling["default"] = profile.lora_alpha / profile.lora_rank
-print({strength: round(value, 3) for strength, value in heard.items()}, "best:", min(heard, key=heard.get))
-lab.exercise("3.2", four_strengths=len(heard) >= 4, silence_among_them=0 in heard, one_among_them=1 in heard)
+print(
+    {strength: round(value, 3) for strength, value in heard.items()},
+    "best:",
+    min(heard, key=heard.get),
+)
+lab.exercise(
+    "3.2",
+    four_strengths=len(heard) >= 4,
+    silence_among_them=0 in heard,
+    one_among_them=1 in heard,
+)

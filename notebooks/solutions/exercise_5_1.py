@@ -1,7 +1,9 @@
 # Exercise 5.1
 def rolled(seed):
     settings = og.GeneratorParams(model)
-    settings.set_search_options(max_length=lab.profile.max_length, do_sample=True, temperature=0.9, random_seed=seed)
+    settings.set_search_options(
+        max_length=lab.profile.max_length, do_sample=True, temperature=0.9, random_seed=seed
+    )
     generator = og.Generator(model, settings)
     generator.set_active_adapter(adapters, "travel")
     start = tokens.encode(text)

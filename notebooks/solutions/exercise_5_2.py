@@ -6,7 +6,10 @@ def one_sentence(pieces):
             return
 
 
-whole, short = "".join(stream(question, "travel")), "".join(one_sentence(stream(question, "travel")))
+whole, short = (
+    "".join(stream(question, "travel")),
+    "".join(one_sentence(stream(question, "travel"))),
+)
 print(short)
 wanted = whole[: whole.find(".") + 1]
 lab.exercise("5.2", ends_with_the_first_full_stop=short.strip() == wanted.strip())

@@ -23,4 +23,15 @@ from .services import ACCOUNT, ARM, BLOB, CATALOG, ENTRA
 
 FOREIGN_HOST = 97  # the command line's exit status where something else than Azure was asked for
 
-__all__ = ["ACCOUNT", "ARM", "BLOB", "CATALOG", "ENTRA", "FOREIGN_HOST", "Rig", "RigUnavailable", "rig", "rig_session"]
+__all__ = [
+    "ACCOUNT",
+    "ARM",
+    "BLOB",
+    "CATALOG",
+    "ENTRA",
+    "FOREIGN_HOST",
+    "Rig",
+    "RigUnavailable",
+    "rig",
+    "rig_session",
+]

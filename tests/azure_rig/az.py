@@ -11,7 +11,9 @@ given = sys.argv[5:]
 if given[:2] != ["account", "get-access-token"]:
     sys.exit(f"ERROR: the rig's az does not know: {' '.join(given)}")
 resource = given[given.index("--resource" if "--resource" in given else "--scope") + 1]
-request = urllib.request.Request(f"{door}/az/token?resource={resource}", headers={"secret": secret})
+request = urllib.request.Request(
+    f"{door}/az/token?resource={resource}", headers={"secret": secret}
+)
 try:
     token = json.load(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request))
 except urllib.error.HTTPError:

@@ -38,9 +38,17 @@ class Rig(Cloud, Traffic):
         except ImportError as error:
             raise RigUnavailable(f"the package {error.name} is not installed") from error
         node = install()
-        with contextlib.ExitStack() as stack:  # whatever fails below, what was started before it is ended
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="azure-rig-", ignore_cleanup_errors=True)))
-            self.ca, key, chain = (str(self.folder / name) for name in ("ca.pem", "key.pem", "cert.pem"))
+        with (
+            contextlib.ExitStack() as stack
+        ):  # whatever fails below, what was started before it is ended
+            self.folder = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="azure-rig-", ignore_cleanup_errors=True)
+                )
+            )
+            self.ca, key, chain = (
+                str(self.folder / name) for name in ("ca.pem", "key.pem", "cert.pem")
+            )
             authority = trustme.CA(organization_name="Azure rig of the labs' tests")
             certificate = authority.issue_cert(*AZURE, "localhost", "127.0.0.1")
             authority.cert_pem.write_to_path(self.ca)
@@ -61,7 +69,9 @@ class Rig(Cloud, Traffic):
             server.rig, server.tls = self, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             server.tls.load_cert_chain(chain, key)
             self.door = f"http://127.0.0.1:{server.server_port}"
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            threading.Thread(
+                target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+            ).start()
             stack.callback(lambda: (self.release(), server.shutdown(), server.server_close()))
             self._write_az()
             self._stack = stack.pop_all()
@@ -75,25 +85,51 @@ class Rig(Cloud, Traffic):
         hook, home = self.folder / "end.js", self.folder / "blobs"
         hook.write_text("process.stdin.on('end', () => process.exit(0)).resume();\n")
         home.mkdir()
-        command = [node, "--require", str(hook), str(AZURITE), "--blobPort", "0", "--location", str(home), "--cert", chain]
-        command += ["--key", key, "--oauth", "basic", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        command = [
+            node,
+            "--require",
+            str(hook),
+            str(AZURITE),
+            "--blobPort",
+            "0",
+            "--location",
+            str(home),
+            "--cert",
+            chain,
+        ]
+        command += [
+            "--key",
+            key,
+            "--oauth",
+            "basic",
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+        ]
         env = self.process_env({"AZURITE_ACCOUNTS": f"{ACCOUNT}:{self.account_key}"})
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         azurite = subprocess.Popen(command, cwd=home, env=env, text=True, **pipes)
-        stack.callback(lambda: (azurite.kill(), azurite.wait(), azurite.stdin.close(), azurite.stdout.close()))
+        stack.callback(
+            lambda: (azurite.kill(), azurite.wait(), azurite.stdin.close(), azurite.stdout.close())
+        )
         told = ""
         for line in azurite.stdout:
             told += line
             if match := re.search(r"successfully listens on \S+:(\d+)", line):
                 self.azurite_port = int(match[1])
-                threading.Thread(target=azurite.stdout.read, daemon=True).start()  # a full pipe would stop it
+                threading.Thread(
+                    target=azurite.stdout.read, daemon=True
+                ).start()  # a full pipe would stop it
                 return
         raise RigUnavailable(f"Azurite did not start: {told.strip()[-600:]}")
 
     def _write_az(self):
         (self.folder / "bin").mkdir()
         (self.folder / "empty").mkdir()
-        az, config = self.folder / "bin" / "az", (self.door, self.identity_secret, self.subscription, self.tenant)
+        az, config = (
+            self.folder / "bin" / "az",
+            (self.door, self.identity_secret, self.subscription, self.tenant),
+        )
         command = [sys.executable, "-IS", str(Path(__file__).with_name("az.py")), *config]
         az.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         az.chmod(0o755)
@@ -108,7 +144,9 @@ class Rig(Cloud, Traffic):
         for container in self.containers.values():
             self.blobs.delete_container(container)
         for file in (self.folder / "blobs" / "__blobstorage__").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # Azurite deletes it as well, but only every ten minutes
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # Azurite deletes it as well, but only every ten minutes
                 if file.stat().st_size >= FULL:
                     os.truncate(file, 0)
         self._defaults()
@@ -119,29 +157,54 @@ class Rig(Cloud, Traffic):
     # -- what a client gets
 
     def _shared(self) -> dict[str, str]:
-        proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), self.door)
+        proxies = dict.fromkeys(
+            ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), self.door
+        )
         direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
         trust = dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), self.ca)
-        homes = dict.fromkeys(("AZURE_CONFIG_DIR", "AZD_CONFIG_DIR"), str(self.folder / "empty"))  # without anyone's sign-in
-        quiet = {"AZURE_CORE_COLLECT_TELEMETRY": "0", "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true", "DO_NOT_TRACK": "1"}
+        homes = dict.fromkeys(
+            ("AZURE_CONFIG_DIR", "AZD_CONFIG_DIR"), str(self.folder / "empty")
+        )  # without anyone's sign-in
+        quiet = {
+            "AZURE_CORE_COLLECT_TELEMETRY": "0",
+            "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
+            "DO_NOT_TRACK": "1",
+        }
         where = {"AZURE_RESOURCE_GROUP": self.group, "AZURE_ML_WORKSPACE": self.workspace}
-        return proxies | direct | trust | homes | quiet | where | {"AZURE_SUBSCRIPTION_ID": self.subscription}
+        return (
+            proxies
+            | direct
+            | trust
+            | homes
+            | quiet
+            | where
+            | {"AZURE_SUBSCRIPTION_ID": self.subscription}
+        )
 
     @property
     def env(self) -> dict[str, str]:
         """Variables of a client that signs in as an application, with a secret."""
-        account = {"AZURE_TENANT_ID": self.tenant, "AZURE_CLIENT_ID": self.client_id, "AZURE_CLIENT_SECRET": self.client_secret}
+        account = {
+            "AZURE_TENANT_ID": self.tenant,
+            "AZURE_CLIENT_ID": self.client_id,
+            "AZURE_CLIENT_SECRET": self.client_secret,
+        }
         return self._shared() | account
 
     @property
     def identity_env(self) -> dict[str, str]:
         """Variables of a client on a compute instance, which signs in with the instance's identity."""
-        return self._shared() | {"MSI_ENDPOINT": f"{self.door}/msi/token", "MSI_SECRET": self.identity_secret}
+        return self._shared() | {
+            "MSI_ENDPOINT": f"{self.door}/msi/token",
+            "MSI_SECRET": self.identity_secret,
+        }
 
     @property
     def cli_env(self) -> dict[str, str]:
         """Variables of a client that signs in as whoever has signed in to az."""
-        return self._shared() | {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        return self._shared() | {
+            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        }
 
     def process_env(self, env: dict[str, str] | None = None) -> dict[str, str]:
         """The whole environment of a client process: this one's, without its own ways to Azure, and with *env* (rig.env)."""
@@ -164,12 +227,19 @@ class Rig(Cloud, Traffic):
 
     def publish(self, folder: Path, name: str, version: str = "1"):
         """Puts *folder* into the catalog, as version *version* of the model *name* of the registry `azureml`."""
-        container, where = self.blobs.get_container_client(self.containers["catalog"]), f"{name}/{version}/{folder.name}"
+        container, where = (
+            self.blobs.get_container_client(self.containers["catalog"]),
+            f"{name}/{version}/{folder.name}",
+        )
         for file in filter(Path.is_file, sorted(folder.rglob("*"))):
             with file.open("rb") as data:
-                container.upload_blob(f"{where}/{file.relative_to(folder).as_posix()}", data, overwrite=True)
+                container.upload_blob(
+                    f"{where}/{file.relative_to(folder).as_posix()}", data, overwrite=True
+                )
         properties = {"modelUri": f"https://{BLOB}/{container.container_name}/{where}"}
-        body = self._version("azureml://registries/azureml", name, version, properties, {"appid": "azureml"})
+        body = self._version(
+            "azureml://registries/azureml", name, version, properties, {"appid": "azureml"}
+        )
         self.catalog.setdefault(name, {})[version] = body
 
 
@@ -177,4 +247,8 @@ def _leads_elsewhere(name: str) -> bool:
     """Whether a variable may lead a client past the rig, or Azurite to a database of its own."""
     name = name.upper()
     own = ("AZURE", "AZURITE", "MSI_", "IDENTITY_", "IMDS_", "ARM_")
-    return name.startswith(own) or name.endswith(("_PROXY", "_CA_BUNDLE")) or name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    return (
+        name.startswith(own)
+        or name.endswith(("_PROXY", "_CA_BUNDLE"))
+        or name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    )

@@ -12,15 +12,25 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from .services import AZURE, BLOB, METADATA, Call, Fail
 from .traffic import Record
 
-PIECE = 256 * 1024  # bodies pass through in pieces of this size: models of gigabytes must not be held in memory
-PER_CONNECTION = ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "content-length")  # not passed on
+PIECE = (
+    256 * 1024
+)  # bodies pass through in pieces of this size: models of gigabytes must not be held in memory
+PER_CONNECTION = (
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "content-length",
+)  # not passed on
 
 
 class Server(ThreadingHTTPServer):
     daemon_threads, block_on_close, request_queue_size = True, False, 128
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), OSError):  # a client that goes away is nothing to tell of
+        if not isinstance(
+            sys.exception(), OSError
+        ):  # a client that goes away is nothing to tell of
             super().handle_error(request, client_address)
 
 
@@ -45,13 +55,21 @@ class Service(BaseHTTPRequestHandler):
                 self.fault.over.wait(args.get("seconds", 3600))
             if action in ("stall", "drop"):
                 raise Broken
-            answer = self.refuse(**args) if action == "status" else self.forward() if host == BLOB else self.emulate()
+            answer = (
+                self.refuse(**args)
+                if action == "status"
+                else self.forward()
+                if host == BLOB
+                else self.emulate()
+            )
             if action == "drop_response":
                 raise Broken
             self.send(*answer)
         except (Broken, OSError):
             # a reset instead of an orderly end, as when a machine or a line between goes away
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             self.close_connection = True
         finally:
             if self.upstream:
@@ -115,12 +133,18 @@ class Service(BaseHTTPRequestHandler):
                 if rate:
                     self.fault.over.wait(len(part) / rate)
 
-    def send(self, status: int, headers: dict, pieces, size: int | None, reason: str | None = None):
+    def send(
+        self, status: int, headers: dict, pieces, size: int | None, reason: str | None = None
+    ):
         """Answers with *pieces*, which have *size* bytes together, or are sent as chunks where that is not known."""
         self.record.status = status
         bare = self.command == "HEAD" or status in (204, 304)
         chunked = size is None and not bare
-        length = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": None if status == 204 else size}
+        length = (
+            {"Transfer-Encoding": "chunked"}
+            if chunked
+            else {"Content-Length": None if status == 204 else size}
+        )
         self.send_response_only(status, reason)
         for name, value in (headers | length).items():
             if value is not None:
@@ -138,7 +162,9 @@ class Service(BaseHTTPRequestHandler):
         query = {key: values[-1] for key, values in parse_qs(record.query).items()}
         try:
             with self.server.rig.busy:  # one at a time: each request is a transaction
-                answer = self.server.rig.answer(Call(record.method, record.host, record.path, query, self.headers, body))
+                answer = self.server.rig.answer(
+                    Call(record.method, record.host, record.path, query, self.headers, body)
+                )
         except Fail as failure:
             answer = failure.answer(record.host)
         except Exception as error:  # a fault of the rig's own: the client must see it, or it looks like a network's
@@ -147,25 +173,49 @@ class Service(BaseHTTPRequestHandler):
 
     @staticmethod
     def encode(status: int, payload, headers: dict) -> tuple:
-        body = payload if isinstance(payload, bytes) else b"" if payload is None else json.dumps(payload).encode()
+        body = (
+            payload
+            if isinstance(payload, bytes)
+            else b""
+            if payload is None
+            else json.dumps(payload).encode()
+        )
         return status, {"Content-Type": "application/json"} | headers, [body], len(body)
 
-    def refuse(self, code: int = 500, error: str = "", message: str = "", headers: dict | None = None) -> tuple:
+    def refuse(
+        self, code: int = 500, error: str = "", message: str = "", headers: dict | None = None
+    ) -> tuple:
         """What the fault `status` answers: an error as the host has it, unless told otherwise."""
         for _ in self.body():
             pass
         host = self.record.host
-        names = {403: "AuthorizationPermissionMismatch" if host == BLOB else "AuthorizationFailed", 429: "TooManyRequests"}
-        error, message = error or names.get(code, "InternalServerError"), message or f"The rig was told to answer {code}."
+        names = {
+            403: "AuthorizationPermissionMismatch" if host == BLOB else "AuthorizationFailed",
+            429: "TooManyRequests",
+        }
+        error, message = (
+            error or names.get(code, "InternalServerError"),
+            message or f"The rig was told to answer {code}.",
+        )
         return self.encode(*Fail(code, error, message, headers).answer(host))
 
     def forward(self) -> tuple:
         """Hands the request on to Azurite, as it comes in, and hands back the answer, as it goes out."""
         rig = self.server.rig
-        self.upstream = up = http.client.HTTPSConnection("127.0.0.1", rig.azurite_port, context=rig.trusting)
+        self.upstream = up = http.client.HTTPSConnection(
+            "127.0.0.1", rig.azurite_port, context=rig.trusting
+        )
         up.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        kept = {name: value for name, value in self.headers.items() if name.lower() not in PER_CONNECTION}
-        length = {"Transfer-Encoding": "chunked"} if self.chunked else {"Content-Length": self.headers.get("Content-Length")}
+        kept = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in PER_CONNECTION
+        }
+        length = (
+            {"Transfer-Encoding": "chunked"}
+            if self.chunked
+            else {"Content-Length": self.headers.get("Content-Length")}
+        )
         for name, value in (kept | length | {"Connection": "close"}).items():
             if value is not None:
                 up.putheader(name, value)
@@ -183,13 +233,25 @@ class Service(BaseHTTPRequestHandler):
             reply = up.getresponse()
         except http.client.HTTPException as error:
             raise Broken from error
-        if reply.status == 403 and reply.getheader("x-ms-error-code") == "AuthorizationFailure" and "sig=" in self.path:
+        if (
+            reply.status == 403
+            and reply.getheader("x-ms-error-code") == "AuthorizationFailure"
+            and "sig=" in self.path
+        ):
             # Azurite's name for a signature that expired or is wrong; in Azure it is this:
             message = "Server failed to authenticate the request. Signature not valid in the specified time frame, or wrong."
             return self.encode(*Fail(403, "AuthenticationFailed", message).answer(BLOB))
-        headers = {name: value for name, value in reply.getheaders() if name.lower() not in PER_CONNECTION}
+        headers = {
+            name: value for name, value in reply.getheaders() if name.lower() not in PER_CONNECTION
+        }
         size = reply.getheader("Content-Length")
-        return reply.status, headers, iter(lambda: reply.read(PIECE), b""), None if size is None else int(size), reply.reason
+        return (
+            reply.status,
+            headers,
+            iter(lambda: reply.read(PIECE), b""),
+            None if size is None else int(size),
+            reply.reason,
+        )
 
 
 class Door(Service):
@@ -211,7 +273,9 @@ class Door(Service):
             return self.turn_away(host)
         self.send_response_only(200, "Connection established")
         self.end_headers()
-        with contextlib.suppress(OSError):  # whatever ends a connection: both sides are in the records
+        with contextlib.suppress(
+            OSError
+        ):  # whatever ends a connection: both sides are in the records
             tunnel = self.server.tls.wrap_socket(self.connection, server_side=True)
             with contextlib.closing(tunnel):
                 Service(tunnel, self.client_address, self.server)
@@ -220,7 +284,9 @@ class Door(Service):
         self.close_connection = True
         self.record, self.fault, rig = Record(self.command, host, self.path), None, self.server.rig
         why = "ForeignHost", f"the rig does not let anyone reach {host}"
-        if host == METADATA:  # every sign-in of a virtual machine's asks there: "unreachable" is what makes it go on at once
+        if (
+            host == METADATA
+        ):  # every sign-in of a virtual machine's asks there: "unreachable" is what makes it go on at once
             rig.record(self.record, breakable=False)
             why = "unreachable", "the network is unreachable"
         else:

@@ -51,10 +51,14 @@ class Traffic:
 
     def __init__(self):
         self.requests: list[Record] = []  # what reached Azure's hosts, or the identity service
-        self.refused: list[str] = []  # hosts that a client wanted and the proxy did not let it reach
+        self.refused: list[
+            str
+        ] = []  # hosts that a client wanted and the proxy did not let it reach
         self._faults, self._lock = [], threading.Lock()
 
-    def fault(self, action: str, method=None, host=None, path=None, times: int = 1, skip: int = 0, **args) -> Fault:
+    def fault(
+        self, action: str, method=None, host=None, path=None, times: int = 1, skip: int = 0, **args
+    ) -> Fault:
         """Breaks the next *times* requests that match, after the first *skip* of them.
 
         *path* is a regular expression, searched in path?query. What *action* may be, and its *args*:
@@ -66,7 +70,9 @@ class Traffic:
         slow            bodies pass at `rate` bytes a second, both ways
         """
         needed = {"cut_body": "after", "slow": "rate"}.get(action)
-        if action not in ("drop", "drop_response", "status", "stall", "cut_body", "slow") or (needed and needed not in args):
+        if action not in ("drop", "drop_response", "status", "stall", "cut_body", "slow") or (
+            needed and needed not in args
+        ):
             raise ValueError(f"no such fault: {action} {args}")
         fault = Fault(action, method, host, path, times, skip, args)
         with self._lock:
@@ -103,7 +109,10 @@ class Traffic:
             line = f"{r.status or r.fault or 'broken'} {r.method} {r.host}{path}"
             seen[line] += 1
             sent[line] += r.sent
-        lines = [f"{n:5} x {line}" + (f"  {sent[line]:,} bytes" if sent[line] else "") for line, n in seen.items()]
+        lines = [
+            f"{n:5} x {line}" + (f"  {sent[line]:,} bytes" if sent[line] else "")
+            for line, n in seen.items()
+        ]
         if len(lines) > 50:
             lines[40:] = [f"  and {len(lines) - 40} more kinds of requests"]
         foreign = [f"REFUSED: {host} ({n} x)" for host, n in Counter(self.refused).items()]

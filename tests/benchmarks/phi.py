@@ -35,13 +35,25 @@ def make(work: Path, options) -> None:
 
     from labkit import chat_ids, load_records, load_tokenizer
 
-    write_phi(work / "model", tokenizer=options.tokenizer, layers=options.layers, hidden=options.hidden, mlp=options.mlp)
-    tokenizer, records = load_tokenizer(work / "model"), load_records(ROOT / "data" / "travel.jsonl")
+    write_phi(
+        work / "model",
+        tokenizer=options.tokenizer,
+        layers=options.layers,
+        hidden=options.hidden,
+        mlp=options.mlp,
+    )
+    tokenizer, records = (
+        load_tokenizer(work / "model"),
+        load_records(ROOT / "data" / "travel.jsonl"),
+    )
     rng, rows = random.Random(7), []
     while len(rows) < options.records:
         some = rng.sample(records, 8)
         row = {"prompt": " ".join(r["prompt"] for r in some[:2]), "response": ""}
-        while len(chat_ids(tokenizer, row | {"response": row["response"] + "x"})[0]) < options.length and some:
+        while (
+            len(chat_ids(tokenizer, row | {"response": row["response"] + "x"})[0]) < options.length
+            and some
+        ):
             row["response"] += some.pop()["response"] + " "
         rows.append(row)
     (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -62,7 +74,11 @@ def shapes(folder: Path) -> list[list[int]]:
 
 def environment(work: Path, options) -> dict[str, str]:
     """What an attendee sets, for the labs on *work*."""
-    paths = {"LAB_MODEL": work / "model", "LAB_DATA": work / "data.jsonl", "LAB_RUNS": work / "runs"}
+    paths = {
+        "LAB_MODEL": work / "model",
+        "LAB_DATA": work / "data.jsonl",
+        "LAB_RUNS": work / "runs",
+    }
     return {"LAB_PROFILE": options.profile} | {name: str(path) for name, path in paths.items()}
 
 
@@ -74,8 +90,13 @@ def labs(work: Path, options) -> None:
     try:
         for number in options.numbers:
             started = time.perf_counter()
-            wrong = run_lab(number, environment(work, options) | {"LAB_REHEARSE": "1"}, work, first=[UNLOCKED])
-            print(f"lab {number}: {time.perf_counter() - started:.1f} s; checkpoints not passed: {wrong or 'none'}", flush=True)
+            wrong = run_lab(
+                number, environment(work, options) | {"LAB_REHEARSE": "1"}, work, first=[UNLOCKED]
+            )
+            print(
+                f"lab {number}: {time.perf_counter() - started:.1f} s; checkpoints not passed: {wrong or 'none'}",
+                flush=True,
+            )
     finally:
         if ballast:
             ballast.kill()
@@ -88,7 +109,9 @@ def hold(leave_gb: float) -> subprocess.Popen:
         "x = torch.empty(int(free - float(sys.argv[1]) * 1e9), dtype=torch.uint8, device='cuda'); "
         "print(torch.cuda.mem_get_info()[0] / 1e9, 'GB left', flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(leave_gb)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(leave_gb)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     if not (left := process.stdout.readline().decode().strip()):
         raise SystemExit(f"the GPU has no {leave_gb:g} GB to leave free")
     print(left, flush=True)
@@ -104,10 +127,16 @@ def table(work: Path, options) -> None:
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
     for name, seconds in steps.items():
-        host, gpu = (summary[f"peak_{kind}_mb_by_step"].get(name, 0) / 1000 for kind in ("rss", "gpu"))
+        host, gpu = (
+            summary[f"peak_{kind}_mb_by_step"].get(name, 0) / 1000 for kind in ("rss", "gpu")
+        )
         print(f"| {name} | {seconds:.1f} | {host:.1f} | {gpu:.1f} |")
     route = [name for name in ("awq", "awq-dense", "lora", "onnx") if name in steps]
-    print("route:", " + ".join(f"{name} {steps[name]:.1f}" for name in route), f"= {sum(steps[n] for n in route):.1f} s")
+    print(
+        "route:",
+        " + ".join(f"{name} {steps[name]:.1f}" for name in route),
+        f"= {sum(steps[n] for n in route):.1f} s",
+    )
     print("sizes_mb:", summary.get("sizes_mb"), "eval_loss:", summary.get("eval_loss"))
     for folder in sorted((work / "runs" / options.profile).glob("onnx*")):
         size = sum(p.stat().st_size for p in folder.iterdir() if p.suffix != ".onnx_adapter") / 1e6
@@ -139,13 +168,20 @@ def route(work: Path, options) -> None:
 
     tokenizer = load_tokenizer(work / "model")
     records = load_records(work / "data.jsonl")[: options.calibration]
-    data = {"calibration": [chat_ids(tokenizer, record)[0] for record in records], "group_size": profile.group_size}
+    data = {
+        "calibration": [chat_ids(tokenizer, record)[0] for record in records],
+        "group_size": profile.group_size,
+    }
     data |= {"dtype": profile.quantize_dtype, "device": profile.device}
     timed("awq", lambda: awq_quantize(work / "model", out / "awq", **data))
     timed("awq-dense", lambda: unpack_awq(out / "awq", out / "awq-dense"))
     model = AutoModelForCausalLM.from_pretrained(out / "awq-dense", dtype=torch.float16)
     torch.manual_seed(7)
-    lora = LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, target_modules=list(profile.lora_targets))
+    lora = LoraConfig(
+        r=profile.lora_rank,
+        lora_alpha=profile.lora_alpha,
+        target_modules=list(profile.lora_targets),
+    )
     model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -155,13 +191,23 @@ def route(work: Path, options) -> None:
 
     def optimize(folder, provider):
         config = Lab("04", profile).workflow(
-            "optimize", provider=provider, model_path=out / "awq-dense", adapter_path=out / "lora" / "adapter"
+            "optimize",
+            provider=provider,
+            model_path=out / "awq-dense",
+            adapter_path=out / "lora" / "adapter",
         )
         capture = config["passes"]["capture"]
-        capture["int4_block_size"], capture["extra_options"]["shared_embeddings"] = profile.group_size, False
+        capture["int4_block_size"], capture["extra_options"]["shared_embeddings"] = (
+            profile.group_size,
+            False,
+        )
         surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
         surgery["remove_duplicate_initializers"] = False
-        config["passes"] = {"capture": capture, "embedding": surgery, "extract": config["passes"]["extract"]}
+        config["passes"] = {
+            "capture": capture,
+            "embedding": surgery,
+            "extract": config["passes"]["extract"],
+        }
         olive_run(config | {"output_dir": str(folder)})
 
     timed("onnx", lambda: optimize(out / "onnx", profile.provider))
@@ -172,7 +218,9 @@ def route(work: Path, options) -> None:
 def relative(found, wanted) -> str:
     """Error of logits [tokens, vocabulary] as text: relative (Frobenius), of the last token, and how often the argmax agrees."""
     found, wanted = found.float(), wanted.float()
-    both = [((f - w).norm() / w.norm()).item() for f, w in ((found, wanted), (found[-1], wanted[-1]))]
+    both = [
+        ((f - w).norm() / w.norm()).item() for f, w in ((found, wanted), (found[-1], wanted[-1]))
+    ]
     same = (found.argmax(-1) == wanted.argmax(-1)).float().mean().item()
     return f"{both[0]:.4f} | {both[1]:.4f} | {same:.1%}"
 
@@ -186,7 +234,11 @@ def check(work: Path, options) -> None:
     from labkit.evaluate import _onnx_logits
 
     run = work / "runs" / options.profile
-    dense, adapter, device = run / "awq-dense", run / "lora" / "adapter", "cuda" if torch.cuda.is_available() else "cpu"
+    dense, adapter, device = (
+        run / "awq-dense",
+        run / "lora" / "adapter",
+        "cuda" if torch.cuda.is_available() else "cpu",
+    )
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (max(options.tokens),), generator=draw).tolist()
@@ -196,9 +248,15 @@ def check(work: Path, options) -> None:
     for on in (False, True):
         model = PeftModel.from_pretrained(model, adapter).eval() if on else model
         with torch.inference_mode():
-            for prompt in prompts:  # the last 64 positions are enough, and keep 32,064 logits a token small
-                wanted[on, len(prompt)] = model(torch.tensor([prompt], device=device), logits_to_keep=64).logits[0].cpu()
-    print("| graph | adapter | tokens | error of the logits | last token | argmax agrees |\n|---|---|---|---|---|---|")
+            for (
+                prompt
+            ) in prompts:  # the last 64 positions are enough, and keep 32,064 logits a token small
+                wanted[on, len(prompt)] = (
+                    model(torch.tensor([prompt], device=device), logits_to_keep=64).logits[0].cpu()
+                )
+    print(
+        "| graph | adapter | tokens | error of the logits | last token | argmax agrees |\n|---|---|---|---|---|---|"
+    )
     half = torch.float16 if device == "cuda" else torch.bfloat16
     model = model.to(half)  # what rounding of the activations alone does to these weights
     for prompt in prompts:
@@ -206,8 +264,13 @@ def check(work: Path, options) -> None:
             x = torch.tensor([prompt], device=device)
             on = relative(model(x, logits_to_keep=64).logits[0].cpu(), wanted[True, len(prompt)])
             with model.disable_adapter():
-                off = relative(model(x, logits_to_keep=64).logits[0].cpu(), wanted[False, len(prompt)])
-        print(f"| {half} | off | {len(prompt)} | {off} |\n| {half} | on | {len(prompt)} | {on} |", flush=True)
+                off = relative(
+                    model(x, logits_to_keep=64).logits[0].cpu(), wanted[False, len(prompt)]
+                )
+        print(
+            f"| {half} | off | {len(prompt)} | {off} |\n| {half} | on | {len(prompt)} | {on} |",
+            flush=True,
+        )
     del model
     gc.collect()
     torch.cuda.empty_cache()
@@ -224,7 +287,11 @@ def check(work: Path, options) -> None:
         for on in (False, True):
             if name == "float" and not folder.name.endswith(str(on)):
                 continue
-            weights = run / folder.name / "adapter_weights.onnx_adapter" if on and name != "float" else None
+            weights = (
+                run / folder.name / "adapter_weights.onnx_adapter"
+                if on and name != "float"
+                else None
+            )
             logits = _onnx_logits(folder, where, weights)
             for prompt in prompts:
                 if where == "CPUExecutionProvider" and device == "cuda" and len(prompt) > 4200:
@@ -242,9 +309,15 @@ def build_float(dense: Path, adapter: Path | None, out: Path, provider: str) -> 
     """The same graph without quantization (float16 on a GPU), its adapter's weights as constants."""
     import torch
 
-    capture = {"type": "LoraModelBuilder", "precision": "fp16" if provider.startswith("CUDA") else "fp32"}
+    capture = {
+        "type": "LoraModelBuilder",
+        "precision": "fp16" if provider.startswith("CUDA") else "fp32",
+    }
     capture["extra_options"] = {"hf_remote": False}
-    accelerator = {"device": "gpu" if torch.cuda.is_available() else "cpu", "execution_providers": [provider]}
+    accelerator = {
+        "device": "gpu" if torch.cuda.is_available() else "cpu",
+        "execution_providers": [provider],
+    }
     config = {
         "input_model": {"type": "HfModel", "model_path": str(dense)} | ({"adapter_path": str(adapter)} if adapter else {}),
         "systems": {"local_system": {"type": "LocalSystem", "accelerators": [accelerator]}}, "target": "local_system",
@@ -272,7 +345,10 @@ def decode(work: Path, options) -> None:
     run = work / "runs" / options.profile
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
-    print(f"genai {og.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}", flush=True)
+    print(
+        f"genai {og.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
+        flush=True,
+    )
 
     def load(folder, adapter, overlay=None):
         config = og.Config(str(folder))
@@ -323,7 +399,9 @@ def decode(work: Path, options) -> None:
         try:
             runs = measure()
         except Exception as error:
-            print(f"| {name} | {count} | {type(error).__name__}: {str(error)[:200]} | |", flush=True)
+            print(
+                f"| {name} | {count} | {type(error).__name__}: {str(error)[:200]} | |", flush=True
+            )
             return
         first, speed = (sorted(values) for values in zip(*runs, strict=True))
         print(
@@ -336,14 +414,20 @@ def decode(work: Path, options) -> None:
     graph = {"provider_options": [{"cuda": {"enable_cuda_graph": "1"}}]}
     variants = [("int4 + adapter", True, None), ("int4", False, None)]
     if torch.cuda.is_available():
-        variants += [("int4 + adapter, CUDA graph", True, graph), ("int4, CUDA graph", False, graph)]
+        variants += [
+            ("int4 + adapter, CUDA graph", True, graph),
+            ("int4, CUDA graph", False, graph),
+        ]
     for name, adapter, overlay in variants:
         for count in (128, 2048):
             report(name, count, partial(genai, run / "onnx", adapter, count, 128, overlay))
     if torch.cuda.is_available() and not options.only:
         for name, adapter in (("int4 + adapter", True), ("int4", False)):
             plain, recorded = (forced(run / "onnx", adapter, overlay) for overlay in (None, graph))
-            print(f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}", flush=True)
+            print(
+                f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}",
+                flush=True,
+            )
     if (run / "onnx-cpu").exists():
         report("int4 + adapter, CPU", 128, lambda: genai(run / "onnx-cpu", True, 128, 32))
         report("int4, CPU", 128, lambda: genai(run / "onnx-cpu", False, 128, 32))
@@ -357,19 +441,28 @@ def transformers_speed(run: Path, ids: list[int], options, report) -> None:
     from transformers import AutoModelForCausalLM, StaticCache
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(run / "base", dtype=torch.bfloat16).to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(run / "base", dtype=torch.bfloat16).to(device).eval()
+    )
 
     def once(step, cache, count, new):
-        x, position = torch.tensor([ids[:count]], device=device), torch.arange(count, device=device)
+        x, position = (
+            torch.tensor([ids[:count]], device=device),
+            torch.arange(count, device=device),
+        )
         started = time.perf_counter()
         with torch.inference_mode():
-            output = model(x, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=position)
+            output = model(
+                x, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=position
+            )
             cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
             token.item()
             first = time.perf_counter()
             for i in range(count, count + new - 1):
                 position = torch.tensor([i], device=device)
-                output = step(token.clone(), past_key_values=cache, use_cache=True, cache_position=position)
+                output = step(
+                    token.clone(), past_key_values=cache, use_cache=True, cache_position=position
+                )
                 token = output.logits[:, -1:].argmax(-1)
                 token.item()
         return first - started, (new - 1) / (time.perf_counter() - first)
@@ -385,7 +478,9 @@ def transformers_speed(run: Path, ids: list[int], options, report) -> None:
         for count in (128, 2048):
 
             def static(count=count):
-                cache = StaticCache(config=model.config, max_cache_len=2304)  # one for all: CUDA graphs hold addresses
+                cache = StaticCache(
+                    config=model.config, max_cache_len=2304
+                )  # one for all: CUDA graphs hold addresses
                 runs = []
                 for _ in range(options.repeats + 2):
                     cache.reset()
@@ -396,20 +491,30 @@ def transformers_speed(run: Path, ids: list[int], options, report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["make", "labs", "table", "route", "check", "decode"])
     parser.add_argument("work", type=Path)
     parser.add_argument("numbers", nargs="*", default=[], help="labs to run")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--mlp", type=int, default=8192)
-    parser.add_argument("--tokenizer", type=Path, help="make: a folder with the tokenizer of the published model")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="make: a folder with the tokenizer of the published model"
+    )
     parser.add_argument("--records", type=int, default=320)
     parser.add_argument("--length", type=int, default=512, help="tokens of a record")
     parser.add_argument("--profile", default="gpu")
-    parser.add_argument("--gpu-gb", type=float, help="leave so much of the GPU's memory, as on a smaller one (10**9 bytes)")
+    parser.add_argument(
+        "--gpu-gb",
+        type=float,
+        help="leave so much of the GPU's memory, as on a smaller one (10**9 bytes)",
+    )
     parser.add_argument("--tokens", type=int, nargs="*", default=[16, 512, 4090, 4200, 6000])
-    parser.add_argument("--no-float", action="store_true", help="do not build and check the unquantized graph")
+    parser.add_argument(
+        "--no-float", action="store_true", help="do not build and check the unquantized graph"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--calibration", type=int, default=128, help="records for AWQ in route")
     parser.add_argument("--only", help="decode: only the engines whose name holds this")

@@ -35,7 +35,9 @@ class CopyingQuantizer(AwqQuantizer):
 
     def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
         original = module2inspect.state_dict
-        module2inspect.state_dict = lambda: {name: weight.clone() for name, weight in original().items()}
+        module2inspect.state_dict = lambda: {
+            name: weight.clone() for name, weight in original().items()
+        }
         try:
             return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
         finally:
@@ -65,9 +67,15 @@ def phi_shaped(folder: Path, layers: int) -> None:
             norm.weight.data[::64] *= 20
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(tokenizer_models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]))
+    backend = Tokenizer(
+        tokenizer_models.BPE(
+            vocab={token: i for i, token in enumerate([*alphabet, "<end>"])}, merges=[]
+        )
+    )
     backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<end>"
+    ).save_pretrained(folder)
 
 
 def load(folder: Path, dtype: str, device: str):
@@ -76,7 +84,9 @@ def load(folder: Path, dtype: str, device: str):
     )
 
 
-def block_errors(folder: Path, quantized, records: torch.Tensor, group_size: int, device: str) -> list[float]:
+def block_errors(
+    folder: Path, quantized, records: torch.Tensor, group_size: int, device: str
+) -> list[float]:
     """Relative squared error of each quantized block on the inputs that it has in the unquantized model."""
     original = load(folder, "float32", "cpu").model.model
     rotary, x = original.rotary_emb.to(device), original.embed_tokens(records).to(device)
@@ -87,12 +97,19 @@ def block_errors(folder: Path, quantized, records: torch.Tensor, group_size: int
         changed = copy.deepcopy(block)
         for name, module in packed.named_modules():
             if hasattr(module, "qweight"):
-                buffers = (getattr(module, part).to(device) for part in ("qweight", "qzeros", "scales"))
-                changed.get_submodule(name).weight.data = dequantize_gemm(*buffers, 4, group_size).T.float()
+                buffers = (
+                    getattr(module, part).to(device) for part in ("qweight", "qzeros", "scales")
+                )
+                changed.get_submodule(name).weight.data = dequantize_gemm(
+                    *buffers, 4, group_size
+                ).T.float()
             elif hasattr(module, "weight"):
                 changed.get_submodule(name).weight.data = module.weight.data.to(device).float()
         with torch.no_grad():
-            wanted, found = (one(x, position_embeddings=position, attention_mask=None) for one in (block, changed))
+            wanted, found = (
+                one(x, position_embeddings=position, attention_mask=None)
+                for one in (block, changed)
+            )
             wanted, found = (out[0] if isinstance(out, tuple) else out for out in (wanted, found))
         errors.append(((found - wanted).pow(2).sum() / (wanted - x).pow(2).sum()).item())
         x = wanted
@@ -101,10 +118,16 @@ def block_errors(folder: Path, quantized, records: torch.Tensor, group_size: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face model")
-    parser.add_argument("--phi-layers", type=int, help="make a model of Phi-3.5-mini's shape with so many layers")
-    parser.add_argument("--calibration", type=Path, help='JSON lines of {"token_ids": [...]}; else random tokens')
+    parser.add_argument(
+        "--phi-layers", type=int, help="make a model of Phi-3.5-mini's shape with so many layers"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help='JSON lines of {"token_ids": [...]}; else random tokens'
+    )
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--group-size", type=int, default=128)
@@ -113,7 +136,9 @@ def main() -> None:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--clip", action="store_true")
-    parser.add_argument("--save", type=Path, help="folder for the quantized models, one sub-folder an engine")
+    parser.add_argument(
+        "--save", type=Path, help="folder for the quantized models, one sub-folder an engine"
+    )
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON")
     options = parser.parse_args()
     if options.phi_layers:
@@ -121,8 +146,12 @@ def main() -> None:
         phi_shaped(options.model, options.phi_layers)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if options.calibration:
-        rows = [json.loads(line)["token_ids"] for line in options.calibration.read_text().splitlines()]
-        data = [row[i : i + options.length] for row in rows for i in range(0, len(row), options.length)]
+        rows = [
+            json.loads(line)["token_ids"] for line in options.calibration.read_text().splitlines()
+        ]
+        data = [
+            row[i : i + options.length] for row in rows for i in range(0, len(row), options.length)
+        ]
     else:
         draw = torch.Generator().manual_seed(7)
         data = torch.randint(0, 32000, (options.records, options.length), generator=draw).tolist()
@@ -137,7 +166,12 @@ def main() -> None:
             started = time.perf_counter()
             model.quantize(
                 tokenizer,
-                quant_config={"w_bit": 4, "q_group_size": options.group_size, "zero_point": True, "version": "GEMM"},
+                quant_config={
+                    "w_bit": 4,
+                    "q_group_size": options.group_size,
+                    "zero_point": True,
+                    "version": "GEMM",
+                },
                 calib_data=data,
                 max_calib_samples=10**6,
                 max_calib_seq_len=options.length,
@@ -157,7 +191,11 @@ def main() -> None:
             flush=True,
         )
     if options.out:
-        options.out.write_text(json.dumps(figures | {"options": {k: str(v) for k, v in vars(options).items()}}, indent=1))
+        options.out.write_text(
+            json.dumps(
+                figures | {"options": {k: str(v) for k, v in vars(options).items()}}, indent=1
+            )
+        )
 
 
 if __name__ == "__main__":
