@@ -7,7 +7,7 @@ import importlib
 
 _HOME = {
     "start": "workspace",
-    "dir_mb": "workspace",
+    "dir_mb": "files",
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",

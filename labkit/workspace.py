@@ -6,10 +6,8 @@ import gc
 import hashlib
 import inspect
 import json
-import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,8 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from labkit.capture import redirect_output
 from labkit.charts import show_with_alternative_text
 from labkit.errors import LabError, disk_is_full
+from labkit.files import dir_mb, listing, remove, sha256, write_json
 from labkit.machine import machine, threads, versions
 from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 
@@ -101,23 +101,6 @@ def notebook_path(number: str) -> Path:
     return ROOT / "notebooks" / f"{number}_{LABS[number][0]}.ipynb"
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def dir_mb(path: Path, *, without: str = "") -> float:
-    """Total size of *path*, a file or all files under a folder but those that match *without*, in MB (10**6 bytes)."""
-    path = Path(path)
-    files = (
-        [path]
-        if path.is_file()
-        else [p for p in path.rglob("*") if p.is_file() and not (without and p.match(without))]
-    )
-    return sum(p.stat().st_size for p in files) / 1e6
-
-
 class Lab:
     """One lab of one run: its profile, its folder, its steps. Made by :func:`start`."""
 
@@ -167,7 +150,7 @@ class Lab:
         def write() -> dict:
             # from here on the old product is that of other inputs: a kernel that dies must not leave it as finished
             _stamp_path(self.folder, product).unlink(missing_ok=True)
-            _remove(partial)
+            remove(partial)
             result = build(partial)
             has_model = getattr(result, "has_output_model", None)
             if has_model is not None and not has_model():
@@ -175,20 +158,20 @@ class Lab:
             if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
                 raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
             for notes in OLIVE_NOTES if partial.is_dir() else ():
-                _remove(partial / notes)
+                remove(partial / notes)
             finished = partial / keep if isinstance(keep, str) else partial
             if not finished.exists():
                 raise LabError(f"{product}: the step wrote no {keep}.")
             for path in partial.iterdir() if isinstance(keep, tuple) and keep else ():
                 if path.name not in keep:
-                    _remove(path)
+                    remove(path)
             old = self.folder / f".{product}.old"
-            _remove(old)
+            remove(old)
             if target.exists():
                 target.rename(old)
             finished.rename(target)
-            _remove(partial)
-            _remove(old)
+            remove(partial)
+            remove(old)
             return {"mb": round(dir_mb(target), 3)}
 
         self._run(product, build, write, needs)
@@ -270,7 +253,7 @@ class Lab:
             }
             path = self.folder / "experiments.json"
             kept = json.loads(path.read_text()) if path.exists() else {}
-            _write_json(
+            write_json(
                 path,
                 kept | {name: entry | {"model": self.profile.model_name, "versions": versions()}},
             )
@@ -311,7 +294,7 @@ class Lab:
         )
         with (
             folder_lock(self.folder),
-            chatter_to(log),
+            redirect_output(log),
             _Peak(gpu=self.profile.device == "cuda") as peak,
         ):
             started = time.perf_counter()
@@ -357,10 +340,10 @@ class Lab:
             "peak_rss_mb": round(peak.mb, 1),
             "added_rss_mb": round(peak.mb - peak.before, 1),
             "peak_gpu_mb": round(peak.gpu_mb, 1),
-            "files": _listing(self.folder / name),
+            "files": listing(self.folder / name),
             "values": values,
         }
-        _write_json(_stamp_path(self.folder, name), stamp)
+        write_json(_stamp_path(self.folder, name), stamp)
         with open(self.folder / "ledger.jsonl", "a") as ledger:
             ledger.write(
                 json.dumps(
@@ -385,7 +368,7 @@ class Lab:
         return {
             "profile": asdict(self.profile),
             "origin": self._origin(),
-            "model_files": _listing(Path(self.profile.model).expanduser()),
+            "model_files": listing(Path(self.profile.model).expanduser()),
             "needs": {
                 product: (read_stamp(self.folder, product) or {}).get("id") for product in needs
             },
@@ -434,7 +417,7 @@ def start(number: str, **explicit: str | int | bool | None) -> Lab:
         ) from None
     if number == "01":
         kept = {key: value for key, value in explicit.items() if value is not None}
-        _write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
+        write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
     for product in LABS[number][1]:
         lab.path(product)
     # of no use to an attendee, and printed in red
@@ -501,7 +484,7 @@ def stamps(folder: Path) -> list[dict]:
 def is_current(folder: Path, name: str) -> bool:
     """Whether step *name* is finished, its files are as it left them, and what it was made from has not been remade."""
     stamp = read_stamp(folder, name)
-    if stamp is None or _listing(folder / name) != stamp["files"]:
+    if stamp is None or listing(folder / name) != stamp["files"]:
         return False
     return all(
         (read_stamp(folder, need) or {}).get("id") == made_from and is_current(folder, need)
@@ -559,7 +542,7 @@ def write_summary(folder: Path) -> dict:
                 summary.setdefault(section, {}).update(row)
             elif section != "mb":
                 summary[section] = row
-    _write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -602,44 +585,6 @@ class _Peak:
         self.mb = marks[0] * 1024 / 1e6 if marks else self.before
 
 
-@contextlib.contextmanager
-def chatter_to(path: Path):
-    """Sends what libraries print within the block, in Python, through loggers or in C, to *path*."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    with open(path, "w", buffering=1) as log:
-        loggers = [
-            logging.getLogger(),
-            *(
-                x
-                for x in logging.Logger.manager.loggerDict.values()
-                if isinstance(x, logging.Logger)
-            ),
-        ]
-        moved = [
-            (handler, handler.setStream(log))
-            for logger in loggers
-            for handler in logger.handlers
-            if isinstance(handler, logging.StreamHandler)
-            and "stream" in vars(handler)
-            and handler.stream in streams
-        ]
-        saved = os.dup(1), os.dup(2)
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                yield
-        finally:
-            for target, descriptor in zip((1, 2), saved, strict=True):
-                os.dup2(descriptor, target)
-                os.close(descriptor)
-            for handler, stream in moved:
-                handler.setStream(stream)
-
-
 def _plain_values(function: Callable) -> dict:
     """The plain values (numbers, texts, lists, dictionaries of them) that *function* reads from where it was written."""
     seen, plain = inspect.getclosurevars(function), {}
@@ -649,37 +594,8 @@ def _plain_values(function: Callable) -> dict:
     return plain
 
 
-def _listing(path: Path) -> dict[str, int]:
-    """File name -> size in bytes, of everything under *path*."""
-    if path.is_file():
-        return {path.name: path.stat().st_size}
-    return (
-        {
-            str(p.relative_to(path)): p.stat().st_size
-            for p in sorted(path.rglob("*"))
-            if p.is_file()
-        }
-        if path.is_dir()
-        else {}
-    )
-
-
 def _stamp_path(folder: Path, name: str) -> Path:
     return folder / ".steps" / f"{name}.json"
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1))
-    aside.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _read(path: str | Path) -> str:

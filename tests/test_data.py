@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from labkit import rows, workspace
+from labkit import files, rows, workspace
 from labkit.data import chat_ids, fitting, load_records, split_records
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
@@ -576,7 +576,7 @@ def test_travel_data_is_as_documented():
     for record in records:
         assert record["response"].startswith(f"{record['destination']}, in short: ")
         assert record["response"].count("Pocket tip: ") == 1
-    assert workspace.sha256(Path(CPU.data)) in (ROOT / "data" / "README.md").read_text()
+    assert files.sha256(Path(CPU.data)) in (ROOT / "data" / "README.md").read_text()
 
 
 # ---- lab 01's own cells

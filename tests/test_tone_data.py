@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from labkit import workspace
+from labkit import files
 from labkit.data import load_records, split_records
 from labkit.profiles import ROOT
 
@@ -46,4 +46,4 @@ def test_the_split_holds_out_whole_emotion_words():
 
 
 def test_readme_names_this_file():
-    assert workspace.sha256(TONE) in (ROOT / "data" / "README.md").read_text()
+    assert files.sha256(TONE) in (ROOT / "data" / "README.md").read_text()

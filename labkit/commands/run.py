@@ -13,9 +13,10 @@ from pathlib import Path
 
 from labkit import workspace
 from labkit.commands import lab_number
-from labkit.commands.progress import Progress, clock
 from labkit.errors import LabError
+from labkit.files import sha256
 from labkit.profiles import resolve_profile, runs_folder, saved_choice
+from labkit.progress import Progress, clock
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN_PAGE = (
@@ -67,14 +68,12 @@ def key(folder: Path, number: str) -> str:
     """SHA-256 over what decides the outcome of lab *number*, the results of the labs before it among them."""
     profile = resolve_profile()
     parts = [
-        workspace.sha256(workspace.notebook_path(number)),
-        *map(
-            workspace.sha256, sorted((workspace.ROOT / "notebooks" / "workflows").glob("*.json"))
-        ),
+        sha256(workspace.notebook_path(number)),
+        *map(sha256, sorted((workspace.ROOT / "notebooks" / "workflows").glob("*.json"))),
         *(stamp["id"] for stamp in workspace.stamps(folder) if stamp["lab"] < number),
         workspace.labkit_digest(),
         json.dumps(asdict(profile), sort_keys=True).replace(str(workspace.ROOT), "ROOT"),
-        workspace.sha256(Path(profile.data)),
+        sha256(Path(profile.data)),
         json.dumps(workspace.versions()),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from labkit.commands.progress import Progress, clock
 from labkit.errors import LabError
 from labkit.profiles import ROOT
+from labkit.progress import Progress, clock
 from labkit.workspace import TELEMETRY_OFF
 
 VENV = ROOT / ".venv"

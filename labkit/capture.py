@@ -1,0 +1,94 @@
+"""What a block of code prints, and the memory that it takes."""
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def redirect_output(path: Path):
+    """Sends what libraries print within the block, in Python, through loggers or in C, to *path*."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    known = logging.Logger.manager.loggerDict.values()
+    loggers = [logging.getLogger(), *(one for one in known if isinstance(one, logging.Logger))]
+    with open(path, "w", buffering=1) as log:
+        moved = [
+            (handler, handler.setStream(log))
+            for logger in loggers
+            for handler in logger.handlers
+            if isinstance(handler, logging.StreamHandler)
+            and "stream" in vars(handler)
+            and handler.stream in streams
+        ]
+        saved = os.dup(1), os.dup(2)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+        finally:
+            for target, descriptor in zip((1, 2), saved, strict=True):
+                os.dup2(descriptor, target)
+                os.close(descriptor)
+            for handler, stream in moved:
+                handler.setStream(stream)
+
+
+def last_lines(path: Path, count: int = 12) -> str:
+    """The last *count* lines of a log, without empty ones at its end; "" where there is no log."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return "\n".join(text.strip().splitlines()[-count:])
+
+
+class PeakMemory:
+    """Memory within a block, in MB (10**6 bytes), looked at 20 times a second.
+
+    *mb* is the peak of this process; *added_mb* what that is above the memory it had before the block;
+    *gpu_mb* the peak in use on the first GPU, by whatever process, where *gpu* is set.
+    """
+
+    def __init__(self, *, gpu: bool = False):
+        self.gpu, self.mb, self.gpu_mb, self.over = gpu, 0.0, 0.0, threading.Event()
+
+    @property
+    def added_mb(self) -> float:
+        return self.mb - self.before
+
+    def __enter__(self):
+        import psutil
+
+        self.process = psutil.Process()
+        if self.gpu:
+            from torch import cuda
+
+            gc.collect()  # what torch keeps of earlier cells is not of this block
+            cuda.empty_cache()
+        self.before = self.process.memory_info().rss / 1e6
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self._look()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.05):
+            self._look()
+
+    def _look(self) -> None:
+        self.mb = max(self.mb, self.process.memory_info().rss / 1e6)
+        if self.gpu:
+            from torch import cuda
+
+            free, total = cuda.mem_get_info()
+            self.gpu_mb = max(self.gpu_mb, (total - free) / 1e6)
