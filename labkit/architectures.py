@@ -1,7 +1,8 @@
 """Which architectures the labs carry, and why others are refused in lab 01.
 
-An architecture is carried if AutoAWQ 0.2.9 (or a class of it for the same layers), PEFT and the ONNX model builder of
-onnxruntime-genai 0.14.1 know it, and tests/test_architectures.py takes a tiny model of it through labs 01 to 05.
+An architecture is carried if AutoAWQ 0.2.9 (or a class of it for the same layers), PEFT and the
+ONNX model builder of onnxruntime-genai 0.14.1 know it, and tests/test_architectures.py takes a
+tiny model of it through labs 01 to 05.
 """
 
 from pathlib import Path
@@ -64,30 +65,37 @@ def why_refused(config: dict) -> str:
 
 
 def require_carried(folder: Path, config: dict, *, device: str) -> None:
-    """Raises LabError if the labs do not carry the architecture that *config*, the config.json in *folder*, names."""
+    """Raises LabError if the labs do not carry the architecture that *config*, the config.json in
+    *folder*, names.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind, classes = str(config.get("model_type")), config.get("architectures")
     own = " Python code that comes with a model is never run." if "auto_map" in config else ""
     if reason := why_refused(config):
         raise LabError(
-            f"the model in {folder} has the architecture '{kind}', which these labs do not carry: {reason}. "
-            f"Set LAB_MODEL to one of these: {', '.join(CARRIED.values())}.{own}"
+            f"the model in {folder} has the architecture '{kind}', which these labs do not "
+            f"carry: {reason}. Set LAB_MODEL to one of these: "
+            f"{', '.join(CARRIED.values())}.{own}"
         )
     if classes and classes != [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]:
         raise LabError(
-            f"the model in {folder} is not one that writes text: its config.json names the class {classes}, and not "
-            f"{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]}. Set LAB_MODEL to another model.{own}"
+            f"the model in {folder} is not one that writes text: its config.json names the "
+            f"class {classes}, and not {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]}. Set LAB_MODEL "
+            f"to another model.{own}"
         )
     if kind.startswith("gemma") and device == "cuda":
         raise LabError(
-            f"the model in {folder} is a Gemma, whose activations are too large for the 16-bit floats of the gpu profile. "
-            "Use the cpu profile, which computes in 32 bits, or another model."
+            f"the model in {folder} is a Gemma, whose activations are too large for the 16-bit "
+            "floats of the gpu profile. Use the cpu profile, which computes in 32 bits, or "
+            "another model."
         )
 
 
 def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
-    """Raises LabError if layers of the model in *folder* do not divide into groups, or the builder computes other positions."""
+    """Raises LabError if layers of the model in *folder* do not divide into groups, or the builder
+    computes other positions.
+    """
     from transformers import AutoConfig
 
     full = AutoConfig.from_pretrained(
@@ -103,7 +111,8 @@ def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
         if size % group_size:
             raise LabError(
                 f"the model's {name} {size} is not divisible by the group size {group_size}. "
-                "Choose another model, or another group_size for your profile in labkit/profiles.py."
+                "Choose another model, or another group_size for your profile in "
+                "labkit/profiles.py."
             )
     rope = full.rope_parameters or {}
     kinds = {
@@ -116,7 +125,7 @@ def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
     )
     if kinds - allowed:
         raise LabError(
-            f"the model in {folder} has the rotary embedding '{min(kinds - allowed)}', which the ONNX model builder computes "
-            "otherwise than transformers. Remove rope_scaling from its config.json: the model is then good for texts of its "
-            "original length."
+            f"the model in {folder} has the rotary embedding '{min(kinds - allowed)}', which "
+            "the ONNX model builder computes otherwise than transformers. Remove rope_scaling "
+            "from its config.json: the model is then good for texts of its original length."
         )

@@ -1,4 +1,6 @@
-"""A model folder as somebody brings it: what it holds is checked by name and header first, and nothing in it is ever run."""
+"""A model folder as somebody brings it: what it holds is checked by name and header first, and
+nothing in it is ever run.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,8 @@ OTHER_WEIGHTS = {
     "*.safetensors": "which is neither model.safetensors nor listed in a model.safetensors.index.json: fetch the model again",
 } | {
     pattern: "pickled weights, which can run code when they are read, so the labs never read them: where you trust their "
-    "author, AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors; add the tokenizer's files"
+    "author, AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW) writes "
+    "safetensors; add the tokenizer's files"
     for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 }
 FLOATS = {
@@ -55,40 +58,45 @@ def read_object(path: Path) -> dict:
 def read_config(folder: Path) -> dict:
     """config.json of the model in *folder*, a folder of float weights and nothing else that would change what is loaded.
 
-    Raises LabError for a folder that cannot be read or holds another kind of model (an adapter, GGUF, ONNX, pickled or
-    quantized weights), and for sizes that are missing.
+    Raises LabError for a folder that cannot be read or holds another kind of model (an adapter,
+    GGUF, ONNX, pickled or quantized weights), and for sizes that are missing.
     """
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         raise LabError(
-            f"the model folder {folder} is missing. Set LAB_MODEL to a Hugging Face folder or a Hub id."
+            f"the model folder {folder} is missing. Set LAB_MODEL to a Hugging Face folder or a "
+            "Hub id."
         ) from None
     except NotADirectoryError:
         raise LabError(
-            f"{folder} is a file. Set LAB_MODEL to the folder of a Hugging Face model, with its config.json."
+            f"{folder} is a file. Set LAB_MODEL to the folder of a Hugging Face model, with its "
+            "config.json."
         ) from None
     except OSError as error:
         raise LabError(
-            f"{folder} cannot be read ({error.strerror}). Give yourself the right, or copy the model."
+            f"{folder} cannot be read ({error.strerror}). Give yourself the right, or copy the "
+            "model."
         ) from error
     if "config.json" not in names:
         _refuse_other_weights(folder)
         raise LabError(
-            f"{folder} holds no config.json: it is not a Hugging Face model folder. Set LAB_MODEL to one."
+            f"{folder} holds no config.json: it is not a Hugging Face model folder. Set "
+            "LAB_MODEL to one."
         )
     if (
         "adapter_config.json" in names
     ):  # transformers would load the adapter, and the model that it names, unasked
         raise LabError(
-            f"{folder} holds an adapter beside the model (adapter_config.json). Merge it with PEFT (merge_and_unload, then "
-            "save_pretrained), or move the adapter's files away to take the model without it."
+            f"{folder} holds an adapter beside the model (adapter_config.json). Merge it with "
+            "PEFT (merge_and_unload, then save_pretrained), or move the adapter's files away "
+            "to take the model without it."
         )
     config = read_object(folder / "config.json")
     if config.get("transformers_weights"):  # other weights than those that are looked at here
         raise LabError(
-            f"{folder}/config.json names its weights by transformers_weights. Rename that file to model.safetensors, and remove "
-            "the key."
+            f"{folder}/config.json names its weights by transformers_weights. Rename that file "
+            "to model.safetensors, and remove the key."
         )
     for key in (
         "quantization_config",
@@ -114,8 +122,8 @@ def check_config(folder: Path, config: dict) -> None:
             1000 if "layers" in name else 10**7
         ):
             raise LabError(
-                f"{folder}/config.json has no usable {name} ({config.get(name)!r}, and a whole number is needed). "
-                "Fetch the model again."
+                f"{folder}/config.json has no usable {name} ({config.get(name)!r}, and a whole "
+                "number is needed). Fetch the model again."
             )
     try:
         whole = AutoConfig.from_pretrained(
@@ -125,7 +133,8 @@ def check_config(folder: Path, config: dict) -> None:
             AutoModelForCausalLM.from_config(whole, trust_remote_code=False)
     except Exception as error:  # whatever transformers' checks and the model's own code raise
         raise LabError(
-            f"{folder}/config.json has a value that transformers refuses ({_line(error)}). Fetch the model again."
+            f"{folder}/config.json has a value that transformers refuses ({_line(error)}). "
+            "Fetch the model again."
         ) from error
 
 
@@ -146,19 +155,22 @@ def check_generation(folder: Path, *, rows: int) -> None:
         GenerationConfig.from_pretrained(folder)
     except Exception as error:
         raise LabError(
-            f"{path} holds settings that transformers refuses ({_line(error)}). Correct them, or delete that file."
+            f"{path} holds settings that transformers refuses ({_line(error)}). Correct them, "
+            "or delete that file."
         ) from error
 
 
 def read_tokenizer(folder: Path, *, rows: int):
     """The tokenizer in *folder*, with one chat template. *rows*: how many tokens the model's embedding has.
 
-    Raises LabError where it is missing or damaged, has no chat template, or has tokens that the model does not.
+    Raises LabError where it is missing or damaged, has no chat template, or has tokens that the
+    model does not.
     """
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise LabError(
-            f"the tokenizer in {folder} is SentencePiece's tokenizer.model alone, and GenAI needs a tokenizer.json. Make one "
-            "where the package sentencepiece is installed: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+            f"the tokenizer in {folder} is SentencePiece's tokenizer.model alone, and GenAI "
+            "needs a tokenizer.json. Make one where the package sentencepiece is installed: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
         )
     tokenizer = load_tokenizer(folder)
     template = tokenizer.chat_template
@@ -168,11 +180,13 @@ def read_tokenizer(folder: Path, *, rows: int):
         template = read_object(folder / "chat_template.json").get("chat_template")
     if not template or not isinstance(template, str):
         raise LabError(
-            f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct (chat) model."
+            f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct "
+            "(chat) model."
         )
     tokenizer.chat_template = template
     tokenizer.init_kwargs.pop("auto_map", None)  # names Python code, which does not come along
-    # a special token that the template does not write never occurs: Gemma 3 has one for images beyond its rows
+    # a special token that the template does not write never occurs: Gemma 3 has one for images
+    # beyond its rows
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     idle = special - {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     vocabulary = tokenizer.get_vocab().items()
@@ -183,8 +197,9 @@ def read_tokenizer(folder: Path, *, rows: int):
     ]
     if beyond:
         raise LabError(
-            f"the tokenizer in {folder} has tokens that the model's {rows} embedding rows do not hold ({_few(beyond)}): tokens "
-            "were added and the model was not resized, or the two are of different models. Fetch both again."
+            f"the tokenizer in {folder} has tokens that the model's {rows} embedding rows do "
+            f"not hold ({_few(beyond)}): tokens were added and the model was not resized, or "
+            "the two are of different models. Fetch both again."
         )
     return tokenizer
 
@@ -192,7 +207,8 @@ def read_tokenizer(folder: Path, *, rows: int):
 def read_model(folder: Path):
     """The model in *folder*, in float16, with transformers' own class: every tensor from the safetensors files, none made up.
 
-    Raises LabError for weights that are in no safetensors files, quantized, damaged, not those of config.json, or not finite.
+    Raises LabError for weights that are in no safetensors files, quantized, damaged, not those of
+    config.json, or not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -215,7 +231,8 @@ def read_model(folder: Path):
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise LabError(
-            f"the weights in {folder} are truncated or damaged ({_line(error)}). Fetch the model again."
+            f"the weights in {folder} are truncated or damaged ({_line(error)}). Fetch the "
+            "model again."
         ) from error
     kinds = {
         "missing": "missing_keys",
@@ -230,18 +247,19 @@ def read_model(folder: Path):
     if wrong:
         told = "; ".join(f"{kind}: {_few(names)}" for kind, names in wrong.items())
         raise LabError(
-            f"the weights in {folder} are not those of its config.json ({told}): transformers would make up random ones. "
-            "Fetch the model again, or correct config.json."
+            f"the weights in {folder} are not those of its config.json ({told}): transformers "
+            "would make up random ones. Fetch the model again, or correct config.json."
         )
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise LabError(
-            f"the weights in {folder} hold NaN, or numbers too large for float16 ({_few(broken)}). Fetch the model again, or "
-            "choose another one."
+            f"the weights in {folder} hold NaN, or numbers too large for float16 "
+            f"({_few(broken)}). Fetch the model again, or choose another one."
         )
     for key in ("auto_map", "attn_implementation"):  # name code that does not come along
         vars(model.config).pop(key, None)
-    # a head that differs from the embedding is kept apart by transformers, whatever config.json says
+    # a head that differs from the embedding is kept apart by transformers, whatever config.json
+    # says
     model.config.tie_word_embeddings = (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
@@ -255,16 +273,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         _refuse_other_weights(folder)
         raise LabError(
-            f"{folder} holds no weights in safetensors files, and no other kind is fetched or read (pickled ones can run code). "
-            "Fetch the model again, or choose another one."
+            f"{folder} holds no weights in safetensors files, and no other kind is fetched or "
+            "read (pickled ones can run code). Fetch the model again, or choose another one."
         )
     places = read_object(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     lost = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if lost or not names:
         raise LabError(
-            f"{index} names weights that are not in the folder ({_few(lost) if lost else 'it has no weight_map'}). Fetch the "
-            "model again."
+            f"{index} names weights that are not in the folder "
+            f"({_few(lost) if lost else 'it has no weight_map'}). Fetch the model again."
         )
     return [folder / name for name in names]
 
@@ -279,8 +297,8 @@ def _refuse_other_weights(folder: Path) -> None:
 
 def _quantized(folder: Path, how: str) -> LabError:
     return LabError(
-        f"the model in {folder} is already quantized ({how}), and lab 02 starts from 16-bit weights. Set LAB_MODEL to the model "
-        "that it was made from."
+        f"the model in {folder} is already quantized ({how}), and lab 02 starts from 16-bit "
+        "weights. Set LAB_MODEL to the model that it was made from."
     )
 
 

@@ -22,7 +22,10 @@ SHAPES = (
     ("instruction", "response"),
     ("question", "answer"),
 )
-"""Keys of the shapes that are read, the labs' own first. The first shape that a file's first record has is the file's."""
+"""Keys of the shapes that are read, the labs' own first.
+
+The first shape that a file's first record has is the file's.
+"""
 
 ADDED = {
     "instruction": ("input", "context")
@@ -48,16 +51,18 @@ def load_records(
 ) -> list[dict]:
     """Records of a file, in file order: {"prompt", "response"}, "history" if turns came before, and the keys not used.
 
-    JSON lines, a JSON array, CSV or Parquet, each also in gzip, in one of SHAPES. *fields* maps FIELD_NAMES to the names in
-    the file, {"prompt": "frage"}. *show* prints how many were read, as what, and which keys were not used.
-    Raises LabError with file, line (or row) and what is wrong, or where there are fewer than *at_least* records.
+    JSON lines, a JSON array, CSV or Parquet, each also in gzip, in one of SHAPES. *fields* maps
+    FIELD_NAMES to the names in the file, {"prompt": "frage"}. *show* prints how many were read, as
+    what, and which keys were not used. Raises LabError with file, line (or row) and what is wrong,
+    or where there are fewer than *at_least* records.
     """
     path, fields = Path(path), fields or {}
     if not isinstance(fields, dict) or not all(
         k in FIELD_NAMES and isinstance(v, str) for k, v in fields.items()
     ):
         raise LabError(
-            f"FIELDS is {fields!r}. It must map some of {', '.join(FIELD_NAMES)} to the names in your file, "
+            f"FIELDS is {fields!r}. It must map some of {', '.join(FIELD_NAMES)} to the names "
+            "in your file, "
             'for example {"prompt": "frage", "response": "antwort"}.'
         )
     try:
@@ -68,7 +73,8 @@ def load_records(
         ) from None
     if len(records) < at_least:
         raise LabError(
-            f"{path} has {len(records)} records, and at least {at_least} are needed. Add records, or unset LAB_DATA."
+            f"{path} has {len(records)} records, and at least {at_least} are needed. Add "
+            "records, or unset LAB_DATA."
         )
     if show:
         added = [key for key in ADDED.get(shape[0], ()) if key in map(str.lower, used)]
@@ -86,7 +92,8 @@ def load_records(
 def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     """Those *records* that training, losses and answers have room for, by the tokens of :func:`chat_ids`.
 
-    Prints which are left out, which are cut in training, and why. Raises LabError where fewer than two batches are left.
+    Prints which are left out, which are cut in training, and why. Raises LabError where fewer than
+    two batches are left.
     """
     longest, seen = profile.max_length, profile.sequence_length
     too_long = f"left out, longer than {longest} tokens (max_length)"
@@ -118,13 +125,15 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
             )
     if len(named[cut]) > len(kept) / 2:
         print(
-            "Training will not see how most of your answers end, so the model will not learn to stop. Use shorter records or "
-            "system turns, or raise sequence_length in labkit/profiles.py."
+            "Training will not see how most of your answers end, so the model will not learn "
+            "to stop. Use shorter records or system turns, or raise sequence_length in "
+            "labkit/profiles.py."
         )
     if len(kept) < 2 * profile.batch_size:
         raise LabError(
-            f"only {len(kept)} of {len(records)} records have room, and at least {2 * profile.batch_size} are needed: the lines "
-            "above say why. Use shorter records, or raise max_length and sequence_length in labkit/profiles.py."
+            f"only {len(kept)} of {len(records)} records have room, and at least "
+            f"{2 * profile.batch_size} are needed: the lines above say why. Use shorter "
+            "records, or raise max_length and sequence_length in labkit/profiles.py."
         )
     return kept
 
@@ -134,11 +143,12 @@ def split_records(
 ) -> tuple[list[dict], list[dict]]:
     """(train, held out): whole groups, so that no prompt (no destination, where records name one) is in both.
 
-    Records belong together that share their value of the key *by* or their prompt, whatever its letter case and spaces; and
-    where one holds the other's question and answer among the turns before its own. Groups are ranked by the SHA-256 of their
-    name, and taken in that order where they fit into *share* of the records; one more is taken if it brings the number
-    nearer: the same file always splits the same way. Prints why, if the number is far from *share*.
-    Raises LabError where all records belong together.
+    Records belong together that share their value of the key *by* or their prompt, whatever its
+    letter case and spaces; and where one holds the other's question and answer among the turns
+    before its own. Groups are ranked by the SHA-256 of their name, and taken in that order where
+    they fit into *share* of the records; one more is taken if it brings the number nearer: the
+    same file always splits the same way. Prints why, if the number is far from *share*. Raises
+    LabError where all records belong together.
     """
     groups = _groups(records, by)
     if len(groups) < 2:
@@ -160,15 +170,18 @@ def split_records(
         count += len(groups[nearest])
     if abs(count - wanted) > max(1, wanted / 4):
         print(
-            f"{count:,} of {len(records):,} records ({count / len(records):.0%}) are held out, not {share:.1%}: what shares a "
-            f"prompt or a destination stays together, and the largest such group has {max(map(len, groups.values())):,} records."
+            f"{count:,} of {len(records):,} records ({count / len(records):.0%}) are held out, "
+            f"not {share:.1%}: what shares a prompt or a destination stays together, and the "
+            f"largest such group has {max(map(len, groups.values())):,} records."
         )
     train = [r for name, group in groups.items() if name not in held for r in group]
     return train, [r for name, group in groups.items() if name in held for r in group]
 
 
 def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
-    """(name, kind) -> the records that belong together, in order of their first one; named by a value of *by*, else a prompt."""
+    """(name, kind) -> the records that belong together, in order of their first one; named by a
+    value of *by*, else a prompt.
+    """
     parent: dict[tuple, tuple] = {}
 
     def root(mark):
@@ -186,7 +199,8 @@ def _groups(records: list[dict], by: str) -> dict[tuple[str, str], list[dict]]:
         turns = [
             turn["content"] for turn in record.get("history") or () if turn["role"] != "system"
         ]
-        # a file may hold a conversation once for each of its answers: the later ones give the earlier ones away
+        # a file may hold a conversation once for each of its answers: the later ones give the
+        # earlier ones away
         pairs = zip(map(_plain, turns[::2]), map(_plain, turns[1::2]), strict=False)
         others = [("prompt", pair[0]) for pair in pairs if pair in asked]
         for other in [*others, *([("place", _plain(place(record)))] if place(record) else [])]:
@@ -245,7 +259,8 @@ def _records(
         seen |= row.keys()
     if records and (never := set(fields.values()) - seen):
         raise RowError(
-            f"no record has the key {_listed(never)}, which FIELDS names; the keys are: {_listed(seen)}"
+            f"no record has the key {_listed(never)}, which FIELDS names; the keys are: "
+            f"{_listed(seen)}"
         )
     return shape, records, used, seen
 
@@ -271,7 +286,8 @@ def _shape(row: dict, view: dict, fields: dict[str, str]) -> tuple[str, ...]:
         if asked <= set(keys) <= there:
             return keys
     raise RowError(
-        f"no question and answer under known names; the keys are: {_listed(row)}. FIELDS in lab 01 maps yours"
+        f"no question and answer under known names; the keys are: {_listed(row)}. FIELDS in lab "
+        "01 maps yours"
     )
 
 
@@ -332,7 +348,9 @@ def _history(value: object) -> list[dict]:
 
 
 def _turns(value: object, name: str) -> list[dict]:
-    """Turns {"role", "content"} or {"from", "value"}, whose content is a text or a list of parts, in the labs' own shape."""
+    """Turns {"role", "content"} or {"from", "value"}, whose content is a text or a list of parts,
+    in the labs' own shape.
+    """
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} is missing, empty or not a list of turns")
     turns = []

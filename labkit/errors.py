@@ -1,4 +1,6 @@
-"""The one error that labkit raises for something its user can mend, and how a full disk and a network are told from others."""
+"""The one error that labkit raises for something its user can mend, and how a full disk and a
+network are told from others.
+"""
 
 import errno
 import re
@@ -7,8 +9,8 @@ NETWORK = (
     # what the libraries say, the first that fits -> what it means and what mends it
     (
         r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
-        "the server's certificate is not trusted here{}. Where a proxy signs all traffic anew, name its certificate's file in "
-        "SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
+        "the server's certificate is not trusted here{}. Where a proxy signs all traffic anew, "
+        "name its certificate's file in SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
     ),
     (
         r"Proxy Authentication Required",
@@ -20,11 +22,13 @@ NETWORK = (
     ),
     (
         r"gaierror|Failed to resolve|Name or service not known|failure in name resolution",
-        "the name of the server, or of the proxy in HTTPS_PROXY, is not found: there is no network, or a name is wrong",
+        "the name of the server, or of the proxy in HTTPS_PROXY, is not found: there is no "
+        "network, or a name is wrong",
     ),
     (
         r"Connection ?refused",
-        "the server, or the proxy in HTTPS_PROXY, refuses the connection: its address is wrong, or a firewall stands between",
+        "the server, or the proxy in HTTPS_PROXY, refuses the connection: its address is "
+        "wrong, or a firewall stands between",
     ),
     (
         r"(Connect|Read|Pool)?Timeout(Error)?:|[Rr]ead timed out|\[Errno 110\]",
@@ -50,7 +54,9 @@ class LabError(RuntimeError):
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether *error* says that no space is left; shutil.copytree hides that in the text of an error without a number."""
+    """Whether *error* says that no space is left; shutil.copytree hides that in the text of an
+    error without a number.
+    """
     return isinstance(error, OSError) and (
         error.errno in (errno.ENOSPC, errno.EDQUOT) or f"[Errno {errno.ENOSPC}]" in str(error)
     )
@@ -59,7 +65,8 @@ def disk_is_full(error: Exception) -> bool:
 def network_reason(error: BaseException) -> str:
     """What kept *error* from its server, and what mends that, without the last full stop; "" where it was no network.
 
-    Libraries wrap such errors two or three times, and their names do not tell a proxy from a certificate.
+    Libraries wrap such errors two or three times, and their names do not tell a proxy from a
+    certificate.
     """
     chain: list[BaseException] = []
     while error is not None and error not in chain:

@@ -6,57 +6,88 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.figures import Estimate, bootstrap
 from labkit.machine import threads
-from labkit.profiles import SEED
 from labkit.prompts import chat_ids
 
-
-def eval_loss(
-    model,
-    tokenizer,
-    records: list[dict],
-    *,
-    name: str,
-    provider: str = "CPUExecutionProvider",
-    adapter: Path | None = None,
-) -> dict[str, dict[str, float]]:
-    """{"eval_loss": {name: mean}, "eval_loss_low": ..., "eval_loss_high": ...}: cross-entropy per response token.
-
-    Natural logarithm, the end of the turn included; low and high are the 95 % interval of :func:`interval` over records.
-    *model* is a transformers causal model, or the folder of an ONNX model with the weights of an *adapter* file as inputs.
-    Raises LabError where ONNX Runtime falls back to another *provider*, of which it makes no more than a log line.
-    """
-    rows = record_losses(model, tokenizer, records, provider=provider, adapter=adapter)
-    tokens = [len(row) for row in rows]
-    low, high = interval([sum(row) / len(row) for row in rows], weights=tokens)
-    return {
-        "eval_loss": {name: sum(map(sum, rows)) / sum(tokens)},
-        "eval_loss_low": {name: low},
-        "eval_loss_high": {name: high},
-    }
+NATS = "nats per token"
 
 
-def record_losses(
-    model,
-    tokenizer,
-    records: list[dict],
-    *,
-    provider: str = "CPUExecutionProvider",
-    adapter: Path | None = None,
-) -> list[list[float]]:
-    """Cross-entropy of each response token, one list a record; arguments as in :func:`eval_loss`.
-
-    Each record runs alone, so that padding cannot matter.
-    """
+def torch_logits(model) -> Callable:
+    """Token ids -> logits [tokens, vocabulary], of a transformers causal model."""
     import torch
 
-    def torch_logits(ids):
+    def logits(ids):
         with torch.inference_mode():
             return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
 
-    logits = _onnx_logits(model, provider, adapter) if isinstance(model, Path) else torch_logits
+    return logits
+
+
+class OnnxLogits:
+    """Token ids -> logits [tokens, vocabulary], of the ONNX model in *folder*, with an *adapter* file or without.
+
+    It is run in ONNX Runtime itself, because GenAI returns the logits of the last position only.
+    Raises LabError where ONNX Runtime falls back to another *provider*, of which it makes no more
+    than a log line.
+    """
+
+    def __init__(
+        self, folder: Path, *, provider: str = "CPUExecutionProvider", adapter: Path | None = None
+    ):
+        import numpy as np
+        import onnxruntime as ort
+
+        options, self.options = ort.SessionOptions(), ort.RunOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = self.options.log_severity_level = 3
+        self.session = ort.InferenceSession(
+            str(folder / "model.onnx"), options, providers=[provider]
+        )
+        if (used := self.session.get_providers()[0]) != provider:
+            raise LabError(
+                f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or "
+                "use the cpu profile."
+            )
+        self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
+        if adapter:
+            self.adapter.Load(str(adapter))
+            self.options.add_active_adapter(self.adapter)
+        inputs = {one.name: one for one in self.session.get_inputs()}
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        self.names = inputs.keys()
+        self.cache = {
+            name: np.zeros((1, one.shape[1], 0, one.shape[3]), types[one.type])
+            for name, one in inputs.items()
+            if name.startswith("past_key_values")
+        }
+
+    def __call__(self, ids):
+        import numpy as np
+        import torch
+
+        feed = {
+            "input_ids": np.array([ids]),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids))[None],
+        }
+        feed = {name: value for name, value in feed.items() if name in self.names}
+        return torch.from_numpy(
+            self.session.run(["logits"], feed | self.cache, self.options)[0][0]
+        )
+
+
+def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list[float]]:
+    """Cross-entropy of each response token in nats, the end of the turn included; one list a record.
+
+    *logits* maps token ids to logits, as :func:`torch_logits` and :class:`OnnxLogits` do. Each record runs
+    alone, so that padding cannot matter.
+    """
+    import torch
+
     losses = []
-    for ids, start in (chat_ids(tokenizer, record) for record in records):
+    for record in records:
+        ids, start = chat_ids(tokenizer, record)
         predicted = logits(ids)[start - 1 : -1].float()
         wanted = torch.tensor(ids[start:], device=predicted.device)
         losses.append(
@@ -65,28 +96,32 @@ def record_losses(
     return losses
 
 
-def interval(
-    values: Sequence[float], *, weights: Sequence[float] | None = None, draws: int = 2000
-) -> tuple[float, float]:
-    """95 % interval of the (weighted) mean of *values*, by the percentile bootstrap. Source: Efron 1979."""
-    import numpy as np
-
-    values, weights = (
-        np.asarray(values, float),
-        np.ones(len(values)) if weights is None else np.asarray(weights, float),
+def mean_loss(losses: Sequence[Sequence[float]]) -> Estimate:
+    """Mean loss per token, with its 95 % interval over records; longer answers weigh more."""
+    return bootstrap(
+        [sum(row) / len(row) for row in losses], weights=[len(row) for row in losses], unit=NATS
     )
-    chosen = np.random.default_rng(SEED).integers(len(values), size=(draws, len(values)))
-    means = (values * weights)[chosen].sum(1) / weights[chosen].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
-def decode_speed(
-    stream: Callable[[], Iterable], *, name: str, repeats: int = 5, warmup: int = 1
-) -> dict[str, dict[str, float]]:
-    """Tokens per second after the first token, and milliseconds to it, of *stream*: medians and quartiles.
+def loss_difference(
+    losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> Estimate:
+    """Mean of *losses* minus *reference* per token, with the 95 % interval of the paired difference.
 
-    {"tokens_per_s": {name: median}, "tokens_per_s_low": ..., "tokens_per_s_high": ..., "first_token_ms": ...}.
+    Both are of the same records: what makes a record hard for both models cancels. So the interval
+    is narrower than those of the two means.
+    """
+    more = [
+        (sum(row) - sum(other)) / len(row) for row, other in zip(losses, reference, strict=True)
+    ]
+    return bootstrap(more, weights=[len(row) for row in losses], unit=NATS)
+
+
+def token_speed(
+    stream: Callable[[], Iterable], *, repeats: int = 5, warmup: int = 1
+) -> tuple[Estimate, Estimate]:
+    """(tokens per second after the first token, milliseconds to it): medians, with the quartiles as ends.
+
     *stream* starts one generation and yields once a token. Raises LabError where it yields fewer than three.
     """
     speeds, first = [], []
@@ -95,57 +130,17 @@ def decode_speed(
         times += [time.perf_counter() for _ in stream()]
         if len(times) < 4:
             raise LabError(
-                "an answer of fewer than 3 tokens has no speed: take a question with a longer answer."
+                "an answer of fewer than 3 tokens has no speed: take a question with a longer "
+                "answer."
             )
         if run >= warmup:
             speeds.append((len(times) - 2) / (times[-1] - times[1]))
             first.append(1000 * (times[1] - times[0]))
-    found = {}
-    for section, values in (("tokens_per_s", speeds), ("first_token_ms", first)):
-        low, median, high = (
-            statistics.quantiles(values, n=4, method="inclusive")
-            if len(values) > 1
-            else values * 3
-        )
-        found |= {
-            section: {name: median},
-            f"{section}_low": {name: low},
-            f"{section}_high": {name: high},
-        }
-    return found
+    return _median(speeds, "tokens/s"), _median(first, "ms")
 
 
-def _onnx_logits(folder: Path, provider: str, adapter: Path | None) -> Callable:
-    """Runs the graph in ONNX Runtime itself, because GenAI returns the logits of the last position only."""
-    import numpy as np
-    import onnxruntime as ort
-    import torch
-
-    options, run = ort.SessionOptions(), ort.RunOptions()
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = run.log_severity_level = 3
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[provider])
-    if (used := session.get_providers()[0]) != provider:
-        raise LabError(
-            f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or use the cpu profile."
-        )
-    weights = ort.LoraAdapter()
-    if adapter:
-        weights.Load(str(adapter))
-        run.add_active_adapter(weights)
-    inputs = {i.name: i for i in session.get_inputs()}
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    cache = {
-        n: np.zeros((1, i.shape[1], 0, i.shape[3]), types[i.type])
-        for n, i in inputs.items()
-        if n.startswith("past_key_values")
-    }
-
-    def logits(ids):
-        feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        feed["position_ids"] = np.arange(len(ids))[None]
-        feed = {name: value for name, value in feed.items() if name in inputs}
-        return torch.from_numpy(session.run(["logits"], feed | cache, run)[0][0])
-
-    logits.adapter = weights  # the options of a run do not keep it alive
-    return logits
+def _median(values: list[float], unit: str) -> Estimate:
+    if len(values) == 1:
+        return Estimate(values[0], unit=unit)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Estimate(middle, low, high, unit)

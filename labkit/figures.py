@@ -11,8 +11,9 @@ from labkit.profiles import SEED
 class Estimate:
     """A figure: its *mean*, the *low* and *high* end of its interval, and its *unit*.
 
-    Without ends it is exact, as a size is. What the interval is, says the function that made it: 95 % for
-    losses and shares, the quartiles for speeds. Raises ValueError where a number is not finite.
+    Without ends it is exact, as a size is. What the interval is, says the function that made it:
+    95 % for losses and shares, the quartiles for speeds. Raises ValueError where a number is not
+    finite.
     """
 
     mean: float

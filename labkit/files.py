@@ -6,6 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+# what Olive writes beside a model: it holds paths of this machine
+OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
+
 
 def write_text(path: Path, text: str) -> None:
     """Puts *text* in the place of the file *path*, whole or not at all; makes its folder."""
@@ -29,7 +32,9 @@ def read_json(path: Path) -> dict:
 
 
 def remove(path: Path) -> None:
-    """Deletes *path*, a folder with all that is in it; a link, but not what it leads to; or nothing."""
+    """Deletes *path*, a folder with all that is in it; a link, but not what it leads to; or
+    nothing.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

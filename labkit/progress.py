@@ -1,4 +1,6 @@
-"""What goes on in a long command or cell: one live line, or a line now and then where no line can live."""
+"""What goes on in a long command or cell: one live line, or a line now and then where no line can
+live.
+"""
 
 import shutil
 import sys

@@ -1,4 +1,6 @@
-"""Between a conversation and the ids that a model reads: tokenizers, chat templates, and where an answer begins and ends."""
+"""Between a conversation and the ids that a model reads: tokenizers, chat templates, and where an
+answer begins and ends.
+"""
 
 import json
 import re
@@ -20,8 +22,9 @@ SAMPLE = {
 def load_tokenizer(folder: Path):
     """The tokenizer of a checkpoint as its tokenizer.json has it, which is what ONNX Runtime GenAI reads.
 
-    The classes of transformers 5 build some tokenizers anew from their vocabulary: Phi-3's then gives other ids than GenAI
-    for each word that follows a control token. Raises LabError where the files are missing or damaged.
+    The classes of transformers 5 build some tokenizers anew from their vocabulary: Phi-3's then
+    gives other ids than GenAI for each word that follows a control token. Raises LabError where
+    the files are missing or damaged.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -37,8 +40,8 @@ def load_tokenizer(folder: Path):
     except Exception as error:  # the reader of tokenizer.json raises plain Exception
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise LabError(
-            f"the tokenizer in {folder} is missing or cannot be read ({why}). Fetch the model again; a tokenizer that needs "
-            "Python code of its own is not run here."
+            f"the tokenizer in {folder} is missing or cannot be read ({why}). Fetch the model "
+            "again; a tokenizer that needs Python code of its own is not run here."
         ) from error
 
 
@@ -118,7 +121,8 @@ def genai_tokenizer(folder: Path):
 def turns(tokenizer, record: dict) -> list[dict[str, str]]:
     """The conversation up to the answer: the record's "history", if it has one, and its prompt, as messages.
 
-    Control tokens that stand in the texts are broken by a space, so that data cannot end a turn or begin another.
+    Control tokens that stand in the texts are broken by a space, so that data cannot end a turn or
+    begin another.
     """
     messages = [*record.get("history", ()), {"role": "user", "content": record["prompt"]}]
     return [
@@ -130,8 +134,8 @@ def turns(tokenizer, record: dict) -> list[dict[str, str]]:
 def harmless(tokenizer, text: str) -> str:
     """*text* with a space in each control token: "<|im_end|>" becomes "< |im_end|>", which is read as plain characters.
 
-    Letters with accents are one character each (Unicode's form NFC), which some tokenizers do, and GenAI does not.
-    Raises LabError where the tokenizer still reads a control token.
+    Letters with accents are one character each (Unicode's form NFC), which some tokenizers do, and
+    GenAI does not. Raises LabError where the tokenizer still reads a control token.
     """
     text = unicodedata.normalize("NFC", text)
     marks, pattern = _control_tokens(tokenizer)
@@ -140,8 +144,9 @@ def harmless(tokenizer, text: str) -> str:
         tokenizer(broken, add_special_tokens=False)["input_ids"]
     ):
         raise LabError(
-            f"the text '{text[:60]}' is read as the control token {tokenizer.convert_ids_to_tokens(min(left))}. "
-            "Write it in other characters, or leave the record out."
+            f"the text '{text[:60]}' is read as the control token "
+            f"{tokenizer.convert_ids_to_tokens(min(left))}. Write it in other characters, or "
+            "leave the record out."
         )
     return broken
 
@@ -163,7 +168,9 @@ def _control_tokens(tokenizer) -> tuple[dict[str, int], re.Pattern]:
 def _marks(
     tokenizer, size: int, unknown: str | None, known: tuple
 ) -> tuple[dict[str, int], re.Pattern]:
-    """Text -> id, and the pattern of all these texts, of which the longest is found where several begin."""
+    """Text -> id, and the pattern of all these texts, of which the longest is found where several
+    begin.
+    """
     added = {
         token.content: (number, token.special)
         for number, token in tokenizer.added_tokens_decoder.items()
@@ -179,7 +186,9 @@ def _marks(
 
 
 def prompt_text(tokenizer, record: dict | str) -> str:
-    """What the model reads before it answers: the chat template around a question, or around a record's turns."""
+    """What the model reads before it answers: the chat template around a question, or around a
+    record's turns.
+    """
     messages = turns(tokenizer, {"prompt": record} if isinstance(record, str) else record)
     return _rendered(tokenizer, messages, add_generation_prompt=True)
 
@@ -187,17 +196,18 @@ def prompt_text(tokenizer, record: dict | str) -> str:
 def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
     """(token ids of prompt and response in the model's chat format, number of ids before the response).
 
-    The ids end with the token that ends a turn: what the model must say, and nothing after it. Raises LabError where the
-    template leaves something out, or where its prompt is not the beginning of its conversation: what is trained would
-    not be what is asked.
+    The ids end with the token that ends a turn: what the model must say, and nothing after it.
+    Raises LabError where the template leaves something out, or where its prompt is not the
+    beginning of its conversation: what is trained would not be what is asked.
     """
     messages, response = turns(tokenizer, record), harmless(tokenizer, record["response"].strip())
     prompt = _rendered(tokenizer, messages, add_generation_prompt=True)
     whole = _rendered(tokenizer, [*messages, {"role": "assistant", "content": response}])
     if not whole.startswith(prompt):
         raise LabError(
-            f"the chat template asks with '...{prompt[-40:]}', but writes the same conversation otherwise: an answer would be "
-            "trained after another text than it is asked with. Choose a model whose template does not begin the answer itself."
+            f"the chat template asks with '...{prompt[-40:]}', but writes the same conversation "
+            "otherwise: an answer would be trained after another text than it is asked with. "
+            "Choose a model whose template does not begin the answer itself."
         )
     lost, at = [], 0
     for turn in messages:
@@ -207,8 +217,9 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
     begin = len(whole) - len(whole[len(prompt) :].lstrip())
     if lost or not whole.startswith(response, begin):
         raise LabError(
-            f"the chat template leaves out '{(lost or [response])[0][:60]}'. Choose a model whose template has a place for every "
-            "turn of your data (some have none for a system turn), or leave these turns out of the data."
+            f"the chat template leaves out '{(lost or [response])[0][:60]}'. Choose a model "
+            "whose template has a place for every turn of your data (some have none for a "
+            "system turn), or leave these turns out of the data."
         )
     begin += len(response)
     marks, pattern = _control_tokens(tokenizer)
@@ -223,8 +234,9 @@ def chat_ids(tokenizer, record: dict) -> tuple[list[int], int]:
         ids = head + tokenizer(whole[len(prompt) : stop], add_special_tokens=False)["input_ids"]
     if not end or ids[-1] != marks[end[0]]:
         raise LabError(
-            "the chat template ends an answer without a token that the tokenizer knows as special: the model could not learn to "
-            "stop. Choose a model whose template ends a turn with such a token."
+            "the chat template ends an answer without a token that the tokenizer knows as "
+            "special: the model could not learn to stop. Choose a model whose template ends a "
+            "turn with such a token."
         )
     return ids, len(head)
 
@@ -241,6 +253,7 @@ def _rendered(tokenizer, messages: list[dict[str, str]], **options) -> str:
             (turn["content"] for turn in reversed(messages) if turn["role"] == "user"), ""
         )[:60]
         raise LabError(
-            f"the model's chat template cannot write a conversation of the turns {roles} (the question '{asked}'): {why}. Some "
-            "templates take no system turn, and some demand one: change the turns of your records, or choose another model."
+            f"the model's chat template cannot write a conversation of the turns {roles} (the "
+            f"question '{asked}'): {why}. Some templates take no system turn, and some demand "
+            "one: change the turns of your records, or choose another model."
         ) from error

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from labkit import cloud
 from labkit.capture import redirect_output
 from labkit.errors import LabError
-from labkit.files import dir_mb, sha256
-from labkit.workspace import OLIVE_NOTES, Lab
+from labkit.files import OLIVE_NOTES, dir_mb, sha256
+from labkit.session import Lab
 
 MANIFEST = "manifest.json"
 IGNORE_FILES = (

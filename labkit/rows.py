@@ -1,7 +1,8 @@
 """Rows of a data file with their places: JSON lines, a JSON array, CSV or Parquet, as they are or in gzip.
 
-datasets and pandas read these, too. But a broken row of theirs is "position 28" of no line, missing keys and null become
-one, pandas takes the word NA for nothing, and datasets takes [..] and :: in a path for patterns. A reader needs the line.
+datasets and pandas read these, too. But a broken row of theirs is "position 28" of no line,
+missing keys and null become one, pandas takes the word NA for nothing, and datasets takes [..] and
+:: in a path for patterns. A reader needs the line.
 """
 
 import contextlib
@@ -85,7 +86,9 @@ _JSON = json.JSONDecoder(object_pairs_hook=_once)
 
 @contextlib.contextmanager
 def _placed(line: int, *, before: int = 0):
-    """Gives errors of the JSON that begins in *line* their place; *before* it are as many lines that the decoder does not see."""
+    """Gives errors of the JSON that begins in *line* their place; *before* it are as many lines
+    that the decoder does not see.
+    """
     try:
         yield
     except json.JSONDecodeError as error:
@@ -108,7 +111,9 @@ def _lines(text: str) -> Iterator[tuple[str, object]]:
 
 
 def _array(text: str) -> Iterator[tuple[str, object]]:
-    """One element after the other, because json.loads knows no line of an element once it has read them all."""
+    """One element after the other, because json.loads knows no line of an element once it has read
+    them all.
+    """
     at, line, seen = BLANK.match(text, text.index("[") + 1).end(), 1, 0
     while True:
         line, seen = line + text.count("\n", seen, at), at

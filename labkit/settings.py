@@ -1,4 +1,6 @@
-"""config.json and generation_config.json on their way through the labs: what the source says stays."""
+"""config.json and generation_config.json on their way through the labs: what the source says
+stays.
+"""
 
 import json
 import shutil
@@ -10,7 +12,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 def carry_settings(source: Path, out: Path, **changed) -> None:
     """Gives the checkpoint *out* both files of *source*; of config.json the *changed* keys are set, or left out if None.
 
-    Libraries write their own: AutoAWQ switches the cache off, and drops the list of tokens that end an answer.
+    Libraries write their own: AutoAWQ switches the cache off, and drops the list of tokens that
+    end an answer.
     """
     config = json.loads((source / CONFIG).read_text()) | changed
     for key in [
@@ -23,7 +26,9 @@ def carry_settings(source: Path, out: Path, **changed) -> None:
 
 
 def stop_ids(folder: Path) -> list[int]:
-    """The ids of the tokens that end an answer: those of generation_config.json, else those of config.json."""
+    """The ids of the tokens that end an answer: those of generation_config.json, else those of
+    config.json.
+    """
     for name in (GENERATION, CONFIG):
         found = (
             json.loads((folder / name).read_text()).get("eos_token_id")
@@ -36,7 +41,9 @@ def stop_ids(folder: Path) -> list[int]:
 
 
 def add_stop_id(folder: Path, number: int) -> None:
-    """Adds *number* to the tokens that end an answer, where generation_config.json does not name it yet."""
+    """Adds *number* to the tokens that end an answer, where generation_config.json does not name
+    it yet.
+    """
     path, known = folder / GENERATION, stop_ids(folder)
     settings = json.loads(path.read_text()) if path.is_file() else {}
     if number not in known or settings.get("eos_token_id") is None:

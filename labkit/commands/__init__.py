@@ -1,4 +1,7 @@
-"""The commands of ./lab. Each is a module here with ``main(arguments) -> exit status``; importing this needs no package."""
+"""The commands of ./lab.
+
+Each is a module here with ``main(arguments) -> exit status``; importing this needs no package.
+"""
 
 import argparse
 import importlib
@@ -22,7 +25,10 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; its exit status. Errors that the user can mend are printed as a paragraph."""
+    """Runs one command; its exit status.
+
+    Errors that the user can mend are printed as a paragraph.
+    """
     name, *arguments = argv or ["help"]
     if name in ("help", "-h", "--help"):
         print("usage: ./lab COMMAND [options]\n")
@@ -53,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def lab_number(text: str) -> str:
     """argparse type: "4" or "04" -> "04"."""
-    from labkit.workspace import LABS
+    from labkit.course import LABS
 
     if text.zfill(2) not in LABS:
         raise argparse.ArgumentTypeError(f"'{text}' is not a lab: {min(LABS)} to {max(LABS)}")

@@ -18,7 +18,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8888, help="first port to try (8888)")
     port = free_port(parser.parse_args(arguments).port)
     print(
-        f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends it.",
+        f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends "
+        "it.",
         flush=True,
     )
     notebooks = ROOT / "notebooks"

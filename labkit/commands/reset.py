@@ -1,17 +1,21 @@
 """./lab reset: deletes outputs of the profile in force, and nothing else."""
 
 import argparse
-import shutil
+import sys
 from pathlib import Path
 
-from labkit import workspace
+from labkit import course
 from labkit.commands import lab_number
 from labkit.errors import LabError
-from labkit.profiles import resolve_profile, runs_folder
+from labkit.files import dir_mb, remove
+from labkit.products import Products, folder_lock
+from labkit.profiles import profile_name, runs_folder
 
 
 def main(arguments: list[str]) -> int:
-    """Deletes the results of some labs, or the whole folder of the profile."""
+    """Deletes the results of some labs, or the whole folder of the profile; asks first on a
+    terminal.
+    """
     parser = argparse.ArgumentParser(
         prog="./lab reset", description="Deletes outputs of the profile in force."
     )
@@ -25,63 +29,57 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--all", action="store_true", help="also what lab 01 saved: profile, model, data, steps"
     )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(arguments)
-    # only the name counts: a saved data file that is gone must not stand in the way
-    folder = runs_folder() / resolve_profile(data=__file__, steps=1).name
-    if folder.exists():
-        with workspace.folder_lock(folder):
-            doomed = (
-                _results(folder, options.first)
-                if options.first and not options.all
-                else _all(folder)
-            )
-            for path in doomed:
-                _delete(folder, path)
+    folder = runs_folder() / profile_name()
+    first = None if options.all else options.first
+    labs = f"labs {first} to {max(course.LABS)}" if first else "all labs"
+    if not folder.exists():
+        print(f"nothing to delete: {folder} does not exist")
+    else:
+        with folder_lock(folder):
+            before = dir_mb(folder)
+            if not (
+                options.yes
+                or _agreed(f"delete the outputs of {labs} in {folder}, up to {before:,.0f} MB?")
+            ):
+                print("nothing was deleted")
+                return 1
+            _delete(folder, first)
+            freed = before - dir_mb(folder)
+        print(f"outputs of {labs} are deleted from {folder}: {freed:,.1f} MB")
     if options.all:
         (runs_folder() / "choice.json").unlink(missing_ok=True)
-    labs = (
-        f"labs {options.first} to {max(workspace.LABS)}"
-        if options.first and not options.all
-        else "all labs"
-    )
-    print(f"outputs of {labs} are deleted from {folder}")
     return 0
 
 
-def _all(folder: Path) -> list[Path]:
-    # the lock stays: whoever waits for it has it open
-    return [path for path in folder.iterdir() if path.name != ".lock"]
+def _agreed(question: str) -> bool:
+    """Whether the user says yes; a script is not asked, it says --yes."""
+    if not sys.stdin.isatty():
+        raise LabError(
+            "'./lab reset' asks before it deletes, and nobody can answer here. Add --yes."
+        )
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _results(folder: Path, first: str) -> list[Path]:
-    """What lab *first* and the labs after it have made: products, stamps, executed notebooks, logs."""
-    names = [stamp["name"] for stamp in workspace.stamps(folder) if stamp["lab"] >= first]
-    names += [
-        product
-        for product, maker in (workspace.MAKER | workspace.NO_STEPS).items()
-        if maker >= first
-    ]
-    paths = [folder / name for name in names] + [
-        folder / ".steps" / f"{name}.json" for name in names
-    ]
-    for number in workspace.LABS:
+def _delete(folder: Path, first: str | None) -> None:
+    if first is None:
+        for path in folder.iterdir():
+            if path.name != ".lock":  # whoever waits for it has it open
+                remove(path)
+        return
+    products = Products(folder)
+    names = {stamp["name"] for stamp in products.stamps() if stamp["lab"] >= first}
+    for number, lab in course.LABS.items():
         if number >= first:
-            paths += [
-                *(folder / "notebooks").glob(f"{number}_*.ipynb"),
+            names.update(lab.makes, lab.outputs)
+            leftovers = [
+                *(folder / "notebooks").glob(f"{number}_*"),
                 *(folder / "logs").glob(f"{number}-*"),
             ]
-    return [*paths, folder / "report.html", folder / "summary.json"]
-
-
-def _delete(folder: Path, path: Path) -> None:
-    if (
-        folder.resolve() not in path.parent.resolve().parents
-        and path.parent.resolve() != folder.resolve()
-    ):
-        raise LabError(
-            f"{path} lies outside {folder}, so it is not deleted. Delete the stamps in {folder / '.steps'} by hand."
-        )
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            for path in [*leftovers, folder / "records" / f"{number}.json"]:
+                remove(path)
+    for name in names:
+        products.delete(name)
+    for name in ("report.html", "summary.json"):
+        remove(folder / name)

@@ -1,4 +1,6 @@
-"""./lab setup: the locked environment in .venv, from an index, or from a folder of wheels where there is no network."""
+"""./lab setup: the locked environment in .venv, from an index, or from a folder of wheels where
+there is no network.
+"""
 
 import argparse
 import contextlib
@@ -24,8 +26,8 @@ VENV = ROOT / ".venv"
 CONDA = "on-device-lab"  # the name in environment.yml
 CPU_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
 OFFLINE = (
-    "Without a network: run './lab setup --download DIR' on a machine that has one (same system and Python version), "
-    "copy DIR here, and run './lab setup --wheels DIR'."
+    "Without a network: run './lab setup --download DIR' on a machine that has one (same "
+    "system and Python version), copy DIR here, and run './lab setup --wheels DIR'."
 )
 CHECK = """
 import importlib, importlib.metadata, time
@@ -60,13 +62,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.wheels and not options.wheels.is_dir():
         raise LabError(
-            f"the folder {options.wheels} is missing. Fill it with './lab setup --download DIR' where there is a network."
+            f"the folder {options.wheels} is missing. Fill it with './lab setup --download DIR' "
+            "where there is a network."
         )
     if options.download:
         download(options.download.resolve(), gpu=options.gpu)
     elif ready(gpu=options.gpu):
         print(
-            f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, delete that folder first."
+            f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, "
+            "delete that folder first."
         )
     else:
         install(gpu=options.gpu, wheels=options.wheels.resolve() if options.wheels else None)
@@ -76,7 +80,8 @@ def main(arguments: list[str]) -> int:
 def enter(argv: list[str], *, install_first: bool) -> None:
     """Goes on in the environment: replaces this process by the same command there, installing it first where told to.
 
-    LAB_PYTHON names the python of another environment to use; in the conda environment of environment.yml, that one is.
+    LAB_PYTHON names the python of another environment to use; in the conda environment of
+    environment.yml, that one is.
     """
     python = os.environ.get("LAB_PYTHON") or str(VENV / "bin" / "python")
     if os.environ.get("CONDA_DEFAULT_ENV") == CONDA or os.path.abspath(
@@ -90,7 +95,8 @@ def enter(argv: list[str], *, install_first: bool) -> None:
         install(gpu=_marker().get("lock") == "gpu.txt")
     if not os.access(python, os.X_OK):
         raise LabError(
-            f"LAB_PYTHON names {python}, which is no program. Unset it to use {VENV}, or name the python of an environment."
+            f"LAB_PYTHON names {python}, which is no program. Unset it to use {VENV}, or name "
+            "the python of an environment."
         )
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     sys.stdout.flush()
@@ -98,7 +104,9 @@ def enter(argv: list[str], *, install_first: bool) -> None:
 
 
 def ready(*, gpu: bool | None = None) -> bool:
-    """Whether .venv is complete and made from the lock as it is now (with *gpu* given: from the lock of that kind)."""
+    """Whether .venv is complete and made from the lock as it is now (with *gpu* given: from the
+    lock of that kind).
+    """
     marker = _marker()
     return bool(
         marker
@@ -110,7 +118,9 @@ def ready(*, gpu: bool | None = None) -> bool:
 
 
 def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
-    """Makes .venv from scratch and installs a lock into it; LabError says what to do where that fails."""
+    """Makes .venv from scratch and installs a lock into it; LabError says what to do where that
+    fails.
+    """
     started = time.monotonic()
     python = VENV / "bin" / "python"
     with _hold(), Progress() as progress:
@@ -155,7 +165,8 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         aside.write_text(json.dumps({"lock": lock, "digest": _digest(path), "folder": str(VENV)}))
         aside.replace(VENV / "labkit-lock.json")
     print(
-        f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or './lab open' (JupyterLab)."
+        f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or "
+        "'./lab open' (JupyterLab)."
     )
 
 
@@ -191,11 +202,12 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         _pip(python, command, None, progress, total=len(pins(path)))
         mb = sum(file.stat().st_size for file in folder.glob("*.whl")) / 1e6
         progress.line(
-            f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {clock(progress.elapsed())}"
+            f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, "
+            f"{clock(progress.elapsed())}"
         )
     print(
-        f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that folder: "
-        f"'./lab setup{' --gpu' if gpu else ''} --wheels DIR'."
+        f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that "
+        f"folder: './lab setup{' --gpu' if gpu else ''} --wheels DIR'."
     )
 
 
@@ -218,19 +230,23 @@ def _choose(
             break
     else:
         raise LabError(
-            f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. {OFFLINE}{_tail(output)}"
+            f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. "
+            f"{OFFLINE}{_tail(output)}"
         )
-    # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says +cpu
+    # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says
+    # +cpu
     cpu = "+cpu" in found or "%2Bcpu" in found or not sys.platform.startswith("linux")
     if not cpu:
         _need_space(target or VENV, 15)
         progress.line(
-            "look for a CPU build of torch: none can be reached, so the default build is taken, with its CUDA libraries: about "
-            f"3 GB to download, 8 GB on disk. To avoid that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
+            "look for a CPU build of torch: none can be reached, so the default build is "
+            "taken, with its CUDA libraries: about 3 GB to download, 8 GB on disk. To avoid "
+            f"that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
         )
         return "cpu-cuda-torch.txt", ()
     progress.line(
-        f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, {clock(progress.elapsed())}"
+        f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, "
+        f"{clock(progress.elapsed())}"
     )
     return "cpu.txt", CPU_INDEX if "download.pytorch.org" in found else ()
 
@@ -265,7 +281,9 @@ def _probe(
 def _install_builder(
     python: Path, lock: Path, source: tuple[str, ...], wheels: Path | None, progress: Progress
 ) -> None:
-    """Installs the locked setuptools: packages that come as source are built with it, not with today's newest."""
+    """Installs the locked setuptools: packages that come as source are built with it, not with
+    today's newest.
+    """
     _pip(
         python,
         ["install", "--no-deps", *source, f"setuptools=={pins(lock)['setuptools']}"],
@@ -294,7 +312,8 @@ def _pip(
                 progress.show(f"packages: unpack {total}", restart=False)
     if pip.returncode:
         raise LabError(
-            f"pip failed (exit {pip.returncode}). Run './lab setup' again when its complaint is mended. {OFFLINE}{_tail(lines)}"
+            f"pip failed (exit {pip.returncode}). Run './lab setup' again when its complaint is "
+            f"mended. {OFFLINE}{_tail(lines)}"
         )
 
 
@@ -334,8 +353,9 @@ def _make_venv(folder: Path) -> None:
     )
     if made.returncode:
         raise LabError(
-            f"{base} cannot make a virtual environment in {folder}. On Debian and Ubuntu install "
-            f"python3.{sys.version_info[1]}-venv ('sudo apt install ...') and run './lab setup' again.{_tail([made.stdout])}"
+            f"{base} cannot make a virtual environment in {folder}. On Debian and Ubuntu "
+            f"install python3.{sys.version_info[1]}-venv ('sudo apt install ...') and run "
+            f"'./lab setup' again.{_tail([made.stdout])}"
         )
 
 
@@ -344,19 +364,23 @@ def _check(python: Path, progress: Progress) -> None:
     done = subprocess.run([python, "-c", CHECK], capture_output=True, text=True, env=env)
     if done.returncode:
         raise LabError(
-            "the packages are installed, but one cannot be imported. Run './lab setup' again; if that does not help, report "
-            f"what follows.{_tail(done.stderr.splitlines(keepends=True))}"
+            "the packages are installed, but one cannot be imported. Run './lab setup' again; "
+            "if that does not help, report what "
+            f"follows.{_tail(done.stderr.splitlines(keepends=True))}"
         )
     progress.line(f"first import: {clock(progress.elapsed())}\n{done.stdout.rstrip()}")
 
 
 @contextlib.contextmanager
 def _hold():
-    """Holds .venv for one setup; LabError where another one is at work, or where .venv is somebody else's."""
+    """Holds .venv for one setup; LabError where another one is at work, or where .venv is somebody
+    else's.
+    """
     lock = VENV / "labkit-setup.lock"
     if VENV.exists() and any(VENV.iterdir()) and not lock.exists():
         raise LabError(
-            f"{VENV} was not made by './lab setup', which would have to delete it. Move it away and run './lab setup' again."
+            f"{VENV} was not made by './lab setup', which would have to delete it. Move it away "
+            "and run './lab setup' again."
         )
     VENV.mkdir(exist_ok=True)
     with open(lock, "a") as file:
@@ -373,8 +397,9 @@ def _need_space(folder: Path, gb: int) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     if free < gb:
         raise LabError(
-            f"{folder} is on a disk with {free:.1f} GB free, and {gb} GB are needed. Free some space, or move the folder of the "
-            "labs to a larger disk, and run './lab setup' again."
+            f"{folder} is on a disk with {free:.1f} GB free, and {gb} GB are needed. Free some "
+            "space, or move the folder of the labs to a larger disk, and run './lab setup' "
+            "again."
         )
 
 

@@ -1,11 +1,13 @@
 """./lab status: which labs are complete."""
 
 import argparse
-from pathlib import Path
+import re
 
-from labkit import workspace
+from labkit import course
 from labkit.commands import run
-from labkit.profiles import resolve_profile, runs_folder
+from labkit.products import Products
+from labkit.profiles import Profile, resolve_profile, runs_folder
+from labkit.summary import Records
 
 
 def main(arguments: list[str]) -> int:
@@ -13,28 +15,34 @@ def main(arguments: list[str]) -> int:
     argparse.ArgumentParser(
         prog="./lab status", description="Says which labs are complete."
     ).parse_args(arguments)
-    folder = runs_folder() / resolve_profile().name
-    print(f"outputs in {folder}\n\n{'lab':14}{'state':12}{'seconds':>8}")
-    for number, (name, _) in workspace.LABS.items():
-        seconds = run.lab_seconds(folder).get(number) or sum(
-            s["seconds"] for s in workspace.stamps(folder) if s["lab"] == number
-        )
-        now = state(folder, number)
+    profile = resolve_profile()
+    products = Products(runs_folder() / profile.name)
+    print(f"outputs in {products.folder}\n\n{'lab':14}{'state':12}{'seconds':>8}")
+    for number, lab in course.LABS.items():
+        made = sum(stamp["seconds"] for stamp in products.stamps() if stamp["lab"] == number)
+        seconds = products.stamp(run.executed(number)).get("seconds", made)
+        now = state(products, profile, number)
         print(
-            f"{number + ' ' + name:14}{now:12}{f'{seconds:.1f}' if seconds and now != 'not run' else '':>8}"
+            f"{number + ' ' + lab.name:14}{now:12}"
+            f"{f'{seconds:.1f}' if seconds and now != 'not run' else '':>8}"
         )
     return 0
 
 
-def state(folder: Path, number: str) -> str:
-    """complete; stale: what it was made from has changed since; incomplete: begun, in JupyterLab or by a failed run; not run."""
-    if run.complete(folder, number):
+def state(products: Products, profile: Profile, number: str) -> str:
+    """complete: by `./lab run`, or with all checkpoints passed in a notebook; else one of three.
+
+    stale: what it was made from has changed since; incomplete: begun; not run.
+    """
+    if run.unchanged(products, profile, number):
         return "complete"
-    if run.executed_path(folder, number).exists():
+    text = course.notebook_path(number).read_text(encoding="utf-8")
+    wanted = set(re.findall(r'lab\.checkpoint\((?:\\n",\s*")?\s*\\"(\d\.\d)\\"', text))
+    passed = Records(products).checkpoints(number)
+    if wanted and wanted <= passed:
+        return "complete"
+    if products.stamp(run.executed(number)):
         return "stale"
-    failed = list((folder / "notebooks").glob(f"{number}_*.failed.ipynb"))
-    return (
-        "incomplete"
-        if failed or any(stamp["lab"] == number for stamp in workspace.stamps(folder))
-        else "not run"
-    )
+    begun = any(stamp["lab"] == number for stamp in products.stamps())
+    failed = list((products.folder / "notebooks").glob(f"{number}_*.failed.ipynb"))
+    return "incomplete" if begun or failed or passed else "not run"

@@ -5,6 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+VERSION = "2026-11-28"
+"""Raised when a pass, the grid or the chat format gives another result: what was kept is made anew."""
+
 HOME = {
     "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
     "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",

