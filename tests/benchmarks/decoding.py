@@ -9,6 +9,7 @@ written after each setting, and a second call goes on where the first one stoppe
 """
 
 import argparse
+import itertools
 import re
 import sys
 from collections import Counter
@@ -23,7 +24,8 @@ from labkit.machine import machine, versions
 
 ADAPTER = "adapter_weights.onnx_adapter"
 LIMIT = 160  # tokens of an answer; our own longest has 133
-GREEDY = [{"do_sample": False, "repetition_penalty": p} for p in (1.0, 1.05, 1.1, 1.2, 1.3)]
+PENALTIES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
+GREEDY = [{"do_sample": False, "repetition_penalty": penalty} for penalty in PENALTIES]
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.0}
 SETTINGS = GREEDY + [SAMPLING | {"random_seed": seed} for seed in (1, 2, 3)]
 STYLE = re.compile(r".{2,60}, in short: .+Pocket tip: ", re.DOTALL)
@@ -129,19 +131,18 @@ def main() -> None:
     kept = read_json(given.out)
     same = kept.get("adapter_sha256") == facts["adapter_sha256"]
     rows = kept["rows"] if same else []
-    for adapter in ("travel", None):
-        for options in SETTINGS:
-            if any((row["adapter"], row["options"]) == (adapter, options) for row in rows):
-                continue
-            answers = [speaker.answer(record, adapter, options) for record in records]
-            row = {"adapter": adapter, "options": options} | figures(records, answers)
-            rows.append(row)
-            write_json(given.out, facts | {"rows": rows})
-            if given.answers:
-                texts = read_json(given.answers)
-                texts[f"{adapter}: {name(options)}"] = [text for text, _, _ in answers]
-                write_json(given.answers, texts)
-            print(f"{adapter}: {name(options)}: done", file=sys.stderr)
+    done = [(row["adapter"], row["options"]) for row in rows]
+    for adapter, options in itertools.product(("travel", None), SETTINGS):
+        if (adapter, options) in done:
+            continue
+        answers = [speaker.answer(record, adapter, options) for record in records]
+        rows.append({"adapter": adapter, "options": options} | figures(records, answers))
+        write_json(given.out, facts | {"rows": rows})
+        if given.answers:
+            texts = read_json(given.answers)
+            texts[f"{adapter}: {name(options)}"] = [text for text, _, _ in answers]
+            write_json(given.answers, texts)
+        print(f"{adapter}: {name(options)}: done", file=sys.stderr)
     print_table(rows)
 
 
