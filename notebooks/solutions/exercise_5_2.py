@@ -1,5 +1,7 @@
 # Exercise 5.2
-boast = "Everywhere, in short: see " + ", ".join(max(n) for n in sights.values() if n) + "."
+famous = [max(names, key=len) for names in sights.values() if names]
+boast = f"Everywhere, in short: see {', '.join(famous)}."
+print(boast)
 
 
 def score(text, city):
