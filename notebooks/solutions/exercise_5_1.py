@@ -9,7 +9,7 @@ def try_penalty(penalty):
         pieces = stream(record, "travel", repetition_penalty=penalty)
         tried.append("".join(islice(pieces, room(record))).strip())
     looping, styled = percent(map(loops, tried)), percent(map(has_style, tried))
-    print(f"penalty {penalty}: {looping.mean:.0f} % loop, {styled.mean:.0f} % have the style")
+    print(f"penalty {penalty}: {looping.mean:.0f} % loop, {styled.mean:.0f} % in style")
     print(*tried[:3], sep="\n\n", end="\n\n")
     return looping.mean, styled.mean
 
