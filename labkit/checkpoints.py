@@ -118,8 +118,8 @@ def check_generation(folder: Path, *, rows: int) -> None:
 def read_tokenizer(folder: Path, *, rows: int):
     """The tokenizer in *folder*, with one chat template.
 
-    *rows*: how many tokens the model's embedding has. Raises LabError where it is missing or damaged, has no chat template, or has tokens that the
-    model does not.
+    *rows*: how many tokens the embedding of the model has. Raises LabError where it is missing or
+    damaged, has no chat template, or has tokens that the model does not.
     """
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise LabError(
