@@ -6,6 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+# Olive leaves them beside its products; they hold paths of this machine
+OLIVE_NOTES = (
+    "model_config.json",
+    "footprint.json",
+    "output_footprint.json",
+    "run_history.txt",
+)
+
 
 def write_text(path: Path, text: str) -> None:
     """Puts *text* in the place of the file *path*, whole or not at all; makes its folder."""
@@ -29,7 +37,7 @@ def read_json(path: Path) -> dict:
 
 
 def remove(path: Path) -> None:
-    """Deletes *path*, a folder with all that is in it; a link, but not what it leads to; or nothing."""
+    """Deletes *path*: a file, a folder with all in it, or a link, but not what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -22,7 +22,7 @@ from pathlib import Path
 from labkit.capture import redirect_output
 from labkit.charts import show_with_alternative_text
 from labkit.errors import LabError, disk_is_full
-from labkit.files import dir_mb, listing, remove, sha256, write_json
+from labkit.files import OLIVE_NOTES, dir_mb, listing, remove, sha256, write_json
 from labkit.machine import machine, threads, versions
 from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 
@@ -70,13 +70,6 @@ NO_STEPS = {
     "registry": "06",
     "downloaded": "06",
 }  # what a lab writes without a step: no stamp says whether it is current
-
-OLIVE_NOTES = (
-    "model_config.json",
-    "footprint.json",
-    "output_footprint.json",
-    "run_history.txt",
-)  # they hold local paths
 
 TELEMETRY_OFF = {
     "OLIVE_DISABLE_TELEMETRY": "1",
