@@ -6,7 +6,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from labkit import checkpoints, cloud, weights
+from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.files import sha256
@@ -174,18 +174,24 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
 
 
 def _from_registry(out: Path, address: str) -> Path:
-    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION to *out*; returns the
-    folder with config.json.
+    """The folder with config.json of a registry's model, once it is downloaded to *out*.
+
+    *address* is azureml://registries/REGISTRY/models/NAME/versions/VERSION.
     """
+    # here, because most models come from elsewhere, and Azure's libraries load slowly
+    from labkit.registry import sdk
+    from labkit.registry.azure_errors import azure_errors
+    from labkit.registry.blobs import download
+
     parts = address.removeprefix("azureml://").strip("/").split("/")
     if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
         raise LabError(
             f"'{address}' is not a model address. It must look like "
             "azureml://registries/azureml/models/NAME/versions/1."
         )
-    with cloud.azure_errors(f"downloading {address}"):
-        registry = cloud.client(cloud.credential(), registry_name=parts[1])
-        cloud.download(*cloud.stored(registry, parts[3], parts[5]), out)
+    with azure_errors(f"downloading {address}"):
+        registry = sdk.client(sdk.credential(), registry_name=parts[1])
+        download(*sdk.stored(registry, parts[3], parts[5]), out)
     configs = sorted(
         out.rglob("config.json"),
         key=lambda p: (not list(p.parent.glob("*.safetensors")), len(p.parts)),

@@ -9,13 +9,13 @@ import pytest
 from azure_rig import rig, rig_session  # noqa: F401
 
 from labkit import workspace
-from labkit.cloud import WORKSPACE
 from labkit.profiles import ROOT
+from labkit.registry.sdk import VARIABLES
 
 
 def pytest_configure(config):
     # a test run neither reads nor writes the user's own runs and settings
-    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *WORKSPACE):
+    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *VARIABLES):
         os.environ.pop(name, None)
     os.environ["LAB_REHEARSE"] = (
         "1"  # a config.json above the repository must not make tests upload
