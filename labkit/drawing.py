@@ -100,7 +100,12 @@ def box(ax, middle: tuple[float, float], size: tuple[float, float], text: str = 
     shape = "round,pad=0,rounding_size=0.06"
     corner = (x - across / 2, y - high / 2)
     ax.add_patch(FancyBboxPatch(corner, across, high, boxstyle=shape, **look))
-    return label(ax, middle, text, fontweight=weight, color=colour, fontsize=fontsize)
+    # letters on a hatch cannot be read
+    behind = {"boxstyle": "square,pad=0.1", "facecolor": look["facecolor"], "edgecolor": "none"}
+    letters = {"fontweight": weight, "color": colour, "fontsize": fontsize}
+    if look.get("hatch") and text:
+        letters["bbox"] = behind
+    return label(ax, middle, text, **letters)
 
 
 def label(ax, at: tuple[float, float], text: str, **look):

@@ -4,10 +4,10 @@ Each returns its Axes, and says in words what it shows (the label, from which a 
 alternative text of the image).
 """
 
-# from labkit.pictures.course import loss_against_size, route
-# from labkit.pictures.graph import graph_block
-# from labkit.pictures.grid import channel_scales, group_on_grid
-# from labkit.pictures.model import low_rank, reading_and_writing
+from labkit.pictures.course import loss_against_size, route
+from labkit.pictures.graph import graph_block
+from labkit.pictures.grid import channel_scales, group_on_grid
+from labkit.pictures.model import low_rank, reading_and_writing
 
 __all__ = [
     "channel_scales",

@@ -73,7 +73,11 @@ def _station(ax, middle, lab: str, look: dict) -> None:
     label(ax, middle, lab[1:], fontsize=16, fontweight="bold", color=ink, zorder=4)
 
 
-def loss_against_size(points: Mapping[str, tuple[Estimate, Estimate, float | None]]):
+def loss_against_size(
+    points: Mapping[str, tuple[Estimate, Estimate, float | None]],
+    *,
+    title: str = "Smaller is better, both ways",
+):
     """Held-out loss against size, of {model: (size, loss, tokens per second or None)}.
 
     Raises ValueError where there is no point.
@@ -100,8 +104,8 @@ def loss_against_size(points: Mapping[str, tuple[Estimate, Estimate, float | Non
         ", ".join(filter(None, (f"{name}: {size}, {loss}", speed)))
         for (name, (size, loss, _)), speed in zip(points.items(), speeds, strict=True)
     ]
-    text = f"Loss against size, smaller is better for both. {'; '.join(said)}."
-    finish(ax, f"held-out loss ({losses[0].unit})", "Smaller is better, both ways", text)
+    text = f"{title}. Held-out loss against size: {'; '.join(said)}."
+    finish(ax, f"held-out loss ({losses[0].unit})", title, text)
     texts = [
         "\n".join(filter(None, (f"{name}  {loss}", speed)))
         for name, loss, speed in zip(
