@@ -58,11 +58,11 @@ def test_a_prediction_is_a_line_over_all_bars_or_a_mark_at_those_it_names():
     ax = charts.bars(LOSSES, title="t", predicted=4)
     assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"] == [4]
     assert "your prediction: 4" in words(ax) and ax.get_label().endswith(" Your prediction: 4.")
-    ax = charts.bars(LOSSES, title="t", predicted={"AWQ": 5.5})
+    ax = charts.bars(LOSSES, title="t", predicted={"AWQ": 9.5})
     (mark,) = [line for line in ax.get_lines() if line.get_marker() == "D"]
-    assert list(mark.get_ydata()) == [5.5] and 1.5 < mark.get_xdata()[0] < 2
-    assert ax.get_ylim()[1] > 5.5
-    assert "your prediction" in words(ax) and ax.get_label().endswith("Your prediction: AWQ 5.5.")
+    assert list(mark.get_ydata()) == [9.5] and 1.5 < mark.get_xdata()[0] < 2
+    assert ax.get_ylim()[1] > 9.5
+    assert "your prediction" in words(ax) and ax.get_label().endswith("Your prediction: AWQ 9.5.")
     with pytest.raises(ValueError, match="no bar for the prediction of QWA"):
         charts.bars(LOSSES, title="t", predicted={"QWA": 1})
 
@@ -81,6 +81,8 @@ def test_a_share_ends_at_100_with_room_for_its_number():
     ax = charts.bars(shares, title="Answers in our style")
     assert max(ax.get_yticks()) == 100 and ax.spines["left"].get_bounds() == (0, 100)
     nothing_is_covered(ax.figure)
+    (top,) = [text for text in ax.texts if text.get_text() == "100"]
+    assert top.get_window_extent().y1 <= ax.bbox.y1
     assert max(charts.bars({"a": 180.0}, ylabel="error (%)", title="t").get_yticks()) > 100
 
 
@@ -91,8 +93,8 @@ def test_negative_bars_are_drawn_below_zero():
 
 
 def test_long_names_of_bars_are_tilted_and_others_are_wrapped():
-    ax = charts.bars({"MatMul": 1, "SkipSimplifiedLayerNormalization": 2} | dict.fromkeys("abc", 1),
-                     ylabel="nodes", title="t")  # fmt: skip
+    kinds = {"MatMul": 1, "SkipSimplifiedLayerNormalization": 2} | dict.fromkeys("abc", 1)
+    ax = charts.bars(kinds, ylabel="nodes", title="t")
     assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {20}
     ax = charts.bars(LOSSES, title="t")
     assert ax.get_xticklabels()[-1].get_text() == "ONNX +\nadapter"

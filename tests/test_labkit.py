@@ -1,10 +1,8 @@
 """labkit, piece by piece; no model is downloaded."""
 
-import html
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys

@@ -27,6 +27,8 @@ PHI = {
     "gate_up_proj": (16384, 3072),
     "down_proj": (3072, 8192),
 }
+LLAMA = {name: tuple({576: 4096, 192: 1024, 1536: 14336}[n] for n in shape)
+         for name, shape in SMOL.items()}  # fmt: skip
 
 
 def words(ax) -> list[str]:
@@ -112,7 +114,9 @@ def test_the_scaled_column_has_a_finer_grid_and_its_neighbour_a_coarser(magnitud
     assert right.get_label().startswith("Bar chart: Error of all rows. error ")
 
 
-@pytest.mark.parametrize(("shapes", "rank"), [(SMOL, 8), (PHI, 16), ({"o_proj": (64, 64)}, 4)])
+@pytest.mark.parametrize(
+    ("shapes", "rank"), [(SMOL, 8), (PHI, 16), (LLAMA, 16), ({"o_proj": (64, 64)}, 4)]
+)
 def test_labels_of_matrices_are_beside_one_another(shapes, rank):
     ax = pictures.low_rank(shapes, rank)
     nothing_is_covered(ax.figure)
@@ -132,20 +136,20 @@ def rectangles(ax):
 
 
 def test_reading_is_one_pass_and_writing_many():
-    prompt = "<|im_start|> user Ċ Where Ġis Ġthe Ġbest Ġview Ġof ĠPrague ? Ġ$5 Ġor Ġmore".split()
-    answer = "Pr ague , Ġin Ġshort : Ġthe Ġcastle Ġat Ġdusk .".split()
+    prompt = ["<|im_start|>", "user", "Ċ", *("Ġword" for _ in range(9)), "Ġ$5", "Ġto", "Ġ$6", "?"]
+    answer = ["Pr", "ague", ",", "Ġin", "Ġshort", *("Ġword" for _ in range(9))]
     ax = pictures.reading_and_writing(prompt, answer)
     nothing_is_covered(ax.figure)
     assert f"the {len(prompt)} tokens of the prompt go through" in ax.get_label()
     assert f"each of the other {len(answer) - 1} tokens" in ax.get_label()
     shown = words(ax)
-    assert {"Where", "is", "⏎", "Pr", "ague"} <= set(shown) and shown.count("…") == 3
+    assert {"user", "word", "⏎", "Pr", "ague"} <= set(shown) and shown.count("…") == 3
     assert shown.count("weights") == 7
     with pytest.raises(ValueError, match="There is nothing to draw"):
         pictures.reading_and_writing(prompt, [])
 
 
-def block(*, adapters=True, fused=True, first=False, path="/model/layers.1"):
+def block(*, adapters=True, fused=True, first=False, norms=False, path="/model/layers.1"):
     """The nodes of one block, as the model builder names them."""
     nodes = []
 
@@ -171,6 +175,14 @@ def block(*, adapters=True, fused=True, first=False, path="/model/layers.1"):
         residual = nodes[0].output[3]
     names = ["qkv_proj"] if fused else ["q_proj", "k_proj", "v_proj"]
     qkv = [linear(f"attn/{name}", normed) for name in names]
+    if norms:
+        parts = [add("attn/qkv_proj/Split", "Split", [*qkv, "sizes"], 3)]
+        parts += [nodes[-1].output[1], nodes[-1].output[2]]
+        for at, which in enumerate("qk"):
+            shaped = add(f"attn/{which}_norm/Reshape", "Reshape", [parts[at], "shape"])
+            norm = f"attn/{which}_norm/SimplifiedLayerNormalization"
+            parts[at] = add(norm, "SimplifiedLayerNormalization", [shaped, "w"])
+        qkv = parts
     attended = add("attn/GroupQueryAttention", "GroupQueryAttention", [*qkv, "", "past"])
     out = linear("attn/o_proj", attended)
     normed = add("post_attention_layernorm/SkipLayerNorm", skip, [residual, out, "w"], 4)
@@ -182,8 +194,16 @@ def block(*, adapters=True, fused=True, first=False, path="/model/layers.1"):
     return nodes
 
 
-MAIN = ["add, then normalise", "q, k and v (4 bits)", "attention, with its cache", "output (4 bits)",
-        "add, then normalise", "gate and up (4 bits)", "activation of gate, times up", "down (4 bits)"]  # fmt: skip
+MAIN = [
+    "add, then normalise",
+    "q, k and v (4 bits)",
+    "attention, with its cache",
+    "output (4 bits)",
+    "add, then normalise",
+    "gate and up (4 bits)",
+    "activation of gate, times up",
+    "down (4 bits)",
+]
 
 
 def test_a_block_is_its_main_operators_with_adapters_and_residuals():
@@ -207,6 +227,14 @@ def test_a_block_without_adapters_or_with_q_k_and_v_apart():
     assert (
         "q, k, v (4 bits) with an adapter" in pictures.graph_block(block(fused=False)).get_label()
     )
+
+
+def test_the_norms_of_q_and_k_are_one_step_and_v_is_no_residual():
+    ax = pictures.graph_block(block(norms=True))
+    nothing_is_covered(ax.figure)
+    shown = words(ax)
+    assert shown.count("normalise q and k") == 1 and shown.count("residual") == 2
+    assert "Not drawn: 2 Split, 2 Reshape." in ax.get_label()
 
 
 def test_the_first_block_passes_its_input_around_the_attention():

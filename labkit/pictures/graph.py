@@ -17,6 +17,7 @@ PLAIN = {
     "up_proj": "up",
     "down_proj": "down",
 }
+ADDED = "add, then normalise"
 LOOKS = {
     "product": {"facecolor": "#B3DAF3", "linewidth": 2.5},
     "adapter": {"facecolor": COLOURS[1], "hatch": "//"},
@@ -69,7 +70,7 @@ def graph_block(nodes: Sequence):
     used = {name for node in nodes for name in node.input}
     for at, step in enumerate(steps):
         for source in step.sources:
-            if source < at - 1:
+            if step.names[0] == ADDED and source < at - 1:
                 start = places[0] + PITCH if source < 0 else places[source]
                 _draw_residual(ax, start, places[at])
         sums = [node.output[3] for node in step.nodes if len(node.output) > 3]
@@ -132,16 +133,19 @@ def _module(node) -> str:
     parts = node.name.split("/layers.")[-1].split("/")[1:-1]
     parts = [part for part in parts if not part.startswith("lora")]
     kind = _kind(node)
-    activation = kind == "other" and "LayerNorm" not in node.op_type
-    return "activation" if activation else "/".join(parts) + kind.replace("adapter", "product")
+    if kind == "other" and parts[-1] in ("q_norm", "k_norm"):
+        return "norms of q and k"
+    if kind == "other" and "LayerNorm" not in node.op_type:
+        return "activation"
+    return "/".join(parts) + kind.replace("adapter", "product")
 
 
 def _plain(node, module: str) -> str:
     if module == "activation":
         return "activation of gate, times up"
     if "LayerNorm" in node.op_type:
-        of = "".join(f" of {one}" for one in "qk" if f"/{one}_norm" in node.name)
-        return "add, then normalise" if node.op_type.startswith("Skip") else f"normalise{of}"
+        normalise = "normalise q and k" if module == "norms of q and k" else "normalise"
+        return ADDED if node.op_type.startswith("Skip") else normalise
     if _kind(node) == "attention":
         return "attention, with its cache"
     name = module.removesuffix("product").split("/")[-1]

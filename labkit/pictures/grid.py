@@ -36,9 +36,10 @@ def group_on_grid(weights, rounded, *, scale: float, zero: float):
     steps = np.abs(after - before) / scale
     title = f"Each weight goes to a line: by {steps.max():.2f} steps at most"
     text = (
-        f"{len(before)} weights of one group on the 16 lines of their grid, {number(scale)} apart. "
-        f"Rounding moves each one to a line near it, by {steps.mean():.2f} steps on average and "
-        f"{steps.max():.2f} at most; {len(np.unique(after))} different values are left."
+        f"{len(before)} weights of one group, on the 16 lines of their grid, which are "
+        f"{number(scale)} apart. Rounding moves each one to a line near it, by "
+        f"{steps.mean():.2f} steps on average and {steps.max():.2f} at most; "
+        f"{len(np.unique(after))} different values are left."
     )
     return finish(ax, "weight", title, text)
 
@@ -68,39 +69,45 @@ def channel_scales(
     if neighbour is None:  # the middle one of its group
         neighbour = start + int(np.argsort(scales[group])[group_size // 2])
     picked = [column, neighbour]
-    weight, rounded, awq = (_floats(values[:, group]) for values in (weight, rounded, awq))
     within = [one - start for one in picked]
-    errors = [np.abs(values - weight)[:, within] for values in (rounded, awq)]
-    row = int((errors[0] - errors[1])[:, 0].argmax())
+    weight, rounded, awq = (_floats(values[:, group]) for values in (weight, rounded, awq))
+    moves = np.stack([rounded - weight, awq - weight])[:, :, within]
+    row = int((abs(moves[0]) - abs(moves[1]))[:, 0].argmax())
+    coarse, fine = _step(rounded[row]), _step(awq[row] * scales[group])
+    steps = [step for one in picked for step in (coarse, fine / scales[one])]
 
-    steps = _step(rounded[row]), _step(awq[row] * scales[group])
     left, right = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")[1]
-    ladders = []
-    for one in within:
-        moves = rounded[row, one] - weight[row, one], awq[row, one] - weight[row, one]
-        ladders += [(moves[0], steps[0]), (moves[1], steps[1] / scales[group][one])]
-    _draw_ladders(left, ladders)
-    times = np.ones(2) if magnitude is None else _floats(magnitude)[picked]
-    sizes = np.transpose([np.sqrt((error**2).mean(0)) * times for error in errors]).ravel()
-    shares = [round(100 * size / sizes[0]) for size in sizes]
-    names = [f"{one} {how}" for one in picked for how in ("rounded", "AWQ")]
-    what = "error (%)" if magnitude is None else "error x activation (%)"
-    heights = dict(zip(names, shares, strict=True))
-    bars(heights, title="Error of all rows", ylabel=what, styles=[1, 0, 1, 0], ax=right)
-    pair = [f"column {one}\nscale {scales[one]:.2f}" for one in picked]
+    _draw_ladders(left, list(zip(moves[:, row].T.ravel(), steps, strict=True)))
+    errors = np.sqrt((moves**2).mean(1))
+    what = "error (%)"
+    if magnitude is not None:
+        errors, what = errors * _floats(magnitude)[picked], "error x activation (%)"
+    _draw_errors(right, picked, errors.T.ravel(), what)
     for ax in (left, right):
-        ax.set_xticks(range(4), ["rounded", "AWQ"] * 2)
-        ax.set_xticks([0.5, 2.5], pair, minor=True)
-        ax.tick_params(axis="x", which="minor", length=0, pad=26, labelsize=14)
-        ax.axvline(1.5, color="0.6", linewidth=1)
-    said = numbers([step for _, step in ladders])
+        _name_columns(ax, [f"column {one}\nscale {scales[one]:.2f}" for one in picked])
+    said = numbers(steps)
     text = (
-        f"The grid of one weight (row {row}) of two columns. Column {column}, which AWQ multiplies "
-        f"by {scales[column]:.2f}: lines {said[0]} apart with rounding, {said[1]} with AWQ. "
-        f"Column {neighbour} of the same group, multiplied by {scales[neighbour]:.2f}: "
+        f"The grid of one weight (row {row}) of two columns. Column {column}, which AWQ "
+        f"multiplies by {scales[column]:.2f}: lines {said[0]} apart with rounding, {said[1]} with "
+        f"AWQ. Column {neighbour} of the same group, multiplied by {scales[neighbour]:.2f}: "
         f"{said[2]} and {said[3]}."
     )
     return finish(left, "distance from the true weight", f"The grid in row {row}", text)
+
+
+def _draw_errors(ax, columns: Sequence[int], errors: np.ndarray, what: str) -> None:
+    """Bars of the *errors* (rounded and AWQ's of each column), in percent of the first."""
+    names = [f"{one} {how}" for one in columns for how in ("rounded", "AWQ")]
+    shares = [round(100 * error / errors[0]) for error in errors]
+    heights = dict(zip(names, shares, strict=True))
+    bars(heights, title="Error of all rows", ylabel=what, styles=[1, 0, 1, 0], ax=ax)
+
+
+def _name_columns(ax, names: list[str]) -> None:
+    ax.set_xticks(range(4), ["rounded", "AWQ"] * 2)
+    ax.set_xticks([0.5, 2.5], names, minor=True)
+    ax.tick_params(axis="x", which="minor", length=0, pad=26, labelsize=14)
+    ax.axvline(1.5, color="0.6", linewidth=1)
 
 
 def _draw_ladders(ax, ladders: Sequence[tuple[float, float]]) -> None:

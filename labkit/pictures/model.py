@@ -14,18 +14,16 @@ def low_rank(shapes: Mapping[str, tuple[int, int]], rank: int):
 
     Each has B at its left and A above it, as thin as *rank* is, and two points at least.
     """
-    rooms = [CHARACTER * max(len(name), len(_size(shape))) for name, shape in shapes.items()]
-    space, count = 8.8, len(shapes)
-    wide = sum(columns for _, columns in shapes.values())
-    scale = min((space - count * 0.35) / wide, 2.6 / max(rows for rows, _ in shapes.values()))
-    slots = [
-        max(columns * scale + GAP + rank * scale, room) + 0.12
-        for (_, columns), room in zip(shapes.values(), rooms, strict=True)
-    ]
-    tallest = max(rows for rows, _ in shapes.values()) * scale
-    ax = sheet(9, tallest + 2.75)
+    count, space = len(shapes), 8.8
+    tallest = max(rows for rows, _ in shapes.values())
+    widest = sum(columns for _, columns in shapes.values())
+    scale = min((space - count * 0.35) / widest, 2.6 / tallest)
+    while sum(slots := _slots(shapes, rank, scale)) > space and scale * tallest > 0.5:
+        scale *= 0.95
+    tallest *= scale
+    ax = sheet(max(9, sum(slots) + 0.2), tallest + 2.75)
     _draw_equation(ax, tallest + 1.95, rank)
-    x, spare = 0.1, (space - sum(slots)) / count
+    x, spare = 0.1, max(0, space - sum(slots)) / count
     for (name, shape), slot in zip(shapes.items(), slots, strict=True):
         _draw_matrix(ax, (x + (slot + spare) / 2, 0.75), shape, rank, scale)
         label(ax, (x + (slot + spare) / 2, 0.36), f"{name}\n{_size(shape)}")
@@ -39,6 +37,15 @@ def low_rank(shapes: Mapping[str, tuple[int, int]], rank: int):
         f"{frozen:,} frozen weights and {trained:,} trained ones, {trained / frozen:.1%}."
     )
     return ax
+
+
+def _slots(shapes: Mapping[str, tuple[int, int]], rank: int, scale: float) -> list[float]:
+    """Inches that each matrix takes, with B beside it and its label under it."""
+    slots = []
+    for name, shape in shapes.items():
+        letters = CHARACTER * max(len(name), len(_size(shape)))
+        slots.append(max(shape[1] * scale + GAP + rank * scale, letters) + 0.12)
+    return slots
 
 
 def _size(shape: tuple[int, int]) -> str:
