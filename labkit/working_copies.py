@@ -1,9 +1,8 @@
-"""Working copies: what is edited and saved in JupyterLab, so that the labs' own notebooks stay as they came.
+"""Working copies: what is saved in JupyterLab, so that the labs' own notebooks stay as they came.
 
-A copy is made when a lab's notebook is saved for the first time, as runs/working/NN_name.ipynb in the
-clone, with the SHA-256 of the notebook that it was made from beside it. From then on it is opened in
-the place of the notebook. It is in the clone, and not where LAB_RUNS says, because it belongs to the
-notebooks, and because Jupyter serves nothing outside of its root.
+A copy is made when the notebook of a lab is saved for the first time: runs/working/NN_name.ipynb.
+From then on it is opened in the place of the notebook. It is in the clone, and not where LAB_RUNS
+says, because it belongs to the notebooks, and because Jupyter serves nothing outside of its root.
 """
 
 import shutil
@@ -23,6 +22,7 @@ class WorkingCopies:
             name: root / "notebooks" / name
             for name in (notebook_path(number).name for number in LABS)
         }
+        # name of the copy -> SHA-256 of the notebook that it was made from
         self._made_from = self.folder / "made_from.json"
 
     def is_original(self, path: Path) -> bool:
@@ -30,7 +30,7 @@ class WorkingCopies:
         return self.originals.get(path.name) == path
 
     def current(self, path: Path) -> Path:
-        """The file to read for *path*: the working copy of a lab's notebook, if there is one, else *path*."""
+        """The file to read for *path*: its working copy if there is one, else *path*."""
         copy = self.folder / path.name
         return copy if self.is_original(path) and copy.exists() else path
 
@@ -48,11 +48,13 @@ class WorkingCopies:
         return sorted(path.name for path in self.folder.glob("*.ipynb"))
 
     def set_aside_outdated(self) -> dict[str, Path]:
-        """Renames each copy whose lab has changed since it was made; name of the lab -> its new path."""
+        """Renames each copy that was made from another version of its lab; name -> new path."""
         moved, made_from = {}, read_json(self._made_from)
         for name, original in self.originals.items():
             copy = self.folder / name
-            if not copy.exists() or not original.exists() or made_from.get(name) == sha256(original):
+            if not (copy.exists() and original.exists()):
+                continue
+            if made_from.get(name) == sha256(original):
                 continue
             aside = copy.with_name(f"{copy.stem}.yours-{time.strftime('%Y-%m-%d')}.ipynb")
             while aside.exists():

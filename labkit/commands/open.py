@@ -44,8 +44,8 @@ def news(root: Path) -> list[str]:
     Sets working copies aside whose lab has changed since they were made.
     """
     lines = [
-        f"{name} has changed since you first saved it, and opens as it is now. Your version is kept "
-        f"as {aside.relative_to(root)}."
+        f"{name} has changed since you first saved it, and opens as it is now. Your version is "
+        f"kept as {aside.relative_to(root)}."
         for name, aside in WorkingCopies(root).set_aside_outdated().items()
     ]
     if not runs_folder().is_relative_to(root):
@@ -57,7 +57,7 @@ def news(root: Path) -> list[str]:
 
 
 def command(root: Path, port: int) -> list[str]:
-    """The command that serves the folder *root* on *port* of this machine, or the next that is free."""
+    """The command that serves the folder *root* on *port*, or on a later one if that is in use."""
     arguments = [
         "--no-browser",
         "--log-level=WARN",

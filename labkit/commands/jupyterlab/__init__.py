@@ -1,6 +1,6 @@
-"""What ./lab open adds to JupyterLab: settings (overrides.json), a style sheet, and working copies of the labs.
+"""What ./lab open adds to JupyterLab: settings (overrides.json), a style sheet, working copies.
 
-Needs jupyter_server, which starts it as an extension.
+jupyter_server loads this package as an extension.
 """
 
 from pathlib import Path
