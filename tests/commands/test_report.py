@@ -102,12 +102,8 @@ def test_links_lead_to_labs_or_files(lab):
     execute(lab, "02", markdown(f"# Lab 2\n\n{text}"))
     execute(lab, "03", markdown("# Lab 3"))
     page = report(lab)
-    found = dict(
-        re.findall(
-            r'<a href="([^"]+)"[^>]*>(the next lab|another|glossary|elsewhere|here)</a>', page
-        )
-    )
-    found = {name: target for target, name in found.items()}
+    link = r'<a href="([^"]+)"[^>]*>(the next lab|another|glossary|elsewhere|here)</a>'
+    found = {name: target for target, name in re.findall(link, page)}
     assert found.keys() == links.keys()
     assert found["the next lab"] == "#lab-03" and found["elsewhere"] == links["elsewhere"]
     assert found["here"] == "#lab-02" and 'id="lab-02"' in page
