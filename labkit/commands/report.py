@@ -91,7 +91,7 @@ def _with_links(text: str, folder: Path) -> str:
 
     def moved(link: re.Match) -> str:
         target = link[1]
-        if lab := re.fullmatch(r"(\d\d)_\w+\.ipynb(#.*)?", target):
+        if lab := re.fullmatch(r"(\d\d)_\w+\.ipynb", target):
             return f"](#lab-{lab[1]})"
         path = (ROOT / "notebooks" / target.partition("#")[0]).resolve()
         if "://" in target or target.startswith("#") or not path.exists():
