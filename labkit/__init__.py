@@ -1,4 +1,4 @@
-"""Plumbing of the lab series. What a lab teaches stands in its cells; what a reader would skim is here.
+"""Plumbing of the lab series: what a reader of the cells would skim.
 
 Names are loaded on first use, so that importing labkit needs the standard library only.
 """
@@ -11,9 +11,9 @@ _HOME = {
     "fetch_model": "models",
     "load_records": "data",
     "fitting": "data",
-    "split_records": "data",
-    "load_tokenizer": "prompts",
-    "genai_tokenizer": "prompts",
+    "split_records": "split",
+    "load_tokenizer": "tokenizer",
+    "genai_tokenizer": "tokenizer",
     "prompt_text": "prompts",
     "chat_ids": "prompts",
     "carry_settings": "settings",

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from labkit.errors import LabError
-from labkit.prompts import load_tokenizer
 from labkit.settings import carry_settings
+from labkit.tokenizer import load_tokenizer
 
 BITS = 4
 

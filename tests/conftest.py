@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cloud import WORKSPACE
 from labkit.course import LABS
 from labkit.products import Products
 from labkit.profiles import ROOT
+from labkit.registry.sdk import VARIABLES
 
 pytest_plugins = ["azure_rig.fixtures"]
 
@@ -27,7 +27,7 @@ LAST = (
 
 def pytest_configure(config):
     # a test run neither reads nor writes the user's own runs and settings
-    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *WORKSPACE):
+    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *VARIABLES):
         os.environ.pop(name, None)
     os.environ["LAB_REHEARSE"] = (
         "1"  # a config.json above the repository must not make tests upload

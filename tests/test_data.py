@@ -15,10 +15,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from labkit import files, rows, workspace
-from labkit.data import chat_ids, fitting, load_records, split_records
+from labkit import files, rows
+from labkit.data import chat_ids, fitting, load_records
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
+from labkit.session import start
+from labkit.split import split_records
 
 CPU = PROFILES["cpu"]
 
@@ -608,7 +610,7 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         "import json\nimport labkit\n"
         + "\n".join(code[f"lab01-{n}"] for n in ("16", "19a", "21", "23", "25"))
     )
-    lab, ids = workspace.start("01", data=str(data)), []
+    lab, ids = start("01", data=str(data)), []
     for fields in (
         {"messages": "dialog"},
         {"messages": "dialog"},
@@ -620,7 +622,7 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         train, held = (
             load_records(runs / "cpu" / f"{part}.jsonl") for part in ("train", "heldout")
         )
-        ids.append(workspace.read_stamp(runs / "cpu", "train.jsonl")["id"])
+        ids.append(lab.products.stamp("train.jsonl")["id"])
         if "messages" in fields:
             assert [len(r["history"]) for r in train + held] == [3] * 12
         else:

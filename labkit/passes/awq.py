@@ -12,9 +12,9 @@ from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
 from labkit.errors import LabError
-from labkit.prompts import load_tokenizer
 from labkit.quantize import BITS
 from labkit.settings import CONFIG, carry_settings
+from labkit.tokenizer import load_tokenizer
 
 # architectures that AutoAWQ does not know, and the one whose blocks have the same layers by the same names
 LIKE = {"granite": "llama", "smollm3": "llama", "gemma3_text": "gemma2"}

@@ -9,7 +9,8 @@ from pathlib import Path
 from olive.data.registry import Registry
 
 from labkit.data import load_records
-from labkit.prompts import chat_ids, load_tokenizer
+from labkit.prompts import chat_ids
+from labkit.tokenizer import load_tokenizer
 
 
 @Registry.register_dataset("lab_records")
