@@ -1,4 +1,6 @@
-"""From a conversation to ids: the same in training, in measuring, in transformers and in ONNX Runtime GenAI."""
+"""From a conversation to ids: the same in training, in measuring, in transformers and in ONNX
+Runtime GenAI.
+"""
 
 import json
 import time
@@ -16,8 +18,8 @@ from labkit.tokenizer import freeze_template, genai_tokenizer, load_tokenizer, s
 
 CHATML = template("chatml")
 NEEDS_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
-    + CHATML
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come "
+    "first') }}{% endif %}" + CHATML
 )
 DROPS_SYSTEM = template("gemma").replace(
     "{{- raise_exception('System role not supported') -}}", "{%- set messages = messages[1:] -%}"
@@ -291,7 +293,8 @@ def test_an_answer_begins_where_the_prompt_ends_though_a_token_reaches_over_it()
     from tokenizers import Tokenizer
 
     tokenizer = tokenizer_with(
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if "
+        "add_generation_prompt %}assistant:{% endif %}"
     )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["vocab"][":S"] = 400

@@ -72,8 +72,12 @@ def decision(products: Products, profile: Profile, number: str) -> dict:
 
 def unchanged(products: Products, profile: Profile, number: str) -> bool:
     """Whether running lab *number* again would bring nothing new."""
-    if products.change(executed(number), decision(products, profile, number)):
-        return False
+    change = products.change(executed(number), decision(products, profile, number))
+    return not change and is_made(products, profile, number)
+
+
+def is_made(products: Products, profile: Profile, number: str) -> bool:
+    """Whether all products of lab *number* are there, and current."""
     made = set(course.LABS[number].makes)
     if profile.device != "cuda":
         made -= set(course.GPU_ONLY)
