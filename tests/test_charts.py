@@ -4,7 +4,7 @@ import html
 import re
 from xml.etree import ElementTree
 
-import matplotlib
+import matplotlib.pyplot
 import pytest
 from drawn import nothing_is_covered, texts_of
 
@@ -155,3 +155,9 @@ def test_a_row_of_a_table_may_lack_a_column():
     page = charts.table([{"a": 1}, {"b": 2}]).data
     cells = re.findall(r"<(t[hd])[^>]*text-align: left[^>]*><pre[^>]*left[^>]*>(.*?)</pre>", page)
     assert cells == [("th", "a"), ("th", "b"), ("td", "1"), ("td", ""), ("td", ""), ("td", "2")]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    matplotlib.pyplot.close("all")

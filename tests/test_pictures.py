@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-import matplotlib
+import matplotlib.pyplot
 import pytest
 import torch
 from drawn import nothing_is_covered, texts_of
