@@ -13,20 +13,10 @@ from labkit.figures import Estimate
 from labkit.files import remove, sha256, write_json
 from labkit.making import make
 from labkit.products import Products, folder_lock
-from labkit.profiles import SEED, Profile, resolve_profile, runs_folder, saved_choice
+from labkit.profiles import ROOT, SEED, Profile, resolve_profile, runs_folder, saved_choice
 from labkit.summary import Records, write_summary
 from labkit.workflows import fill_workflow
 
-TELEMETRY_OFF = {
-    "OLIVE_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    # Olive 0.13 sends a heartbeat before it reads its switch, but none from a build server
-    "BUILDKITE": "1",
-    "AZURE_CORE_COLLECT_TELEMETRY": "0",
-    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
-}
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -216,6 +206,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
         number == "01"
     ):  # its own constants replace the saved ones; only the profile stays as it was chosen
         choice = {key: value for key, value in choice.items() if key == "profile"}
+    _require_own_clone()
     lab = Lab(number, resolve_profile(saved=choice, **explicit))
     _set_environment(lab)
     _require_writable(lab)
@@ -255,8 +246,23 @@ def _set_environment(lab: Lab) -> None:
     # Olive writes into the Hub's cache even where nothing comes from the Hub
     if lab.profile.model.startswith("pypi:"):
         fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
-    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
+    for name, value in (machine.TELEMETRY_OFF | QUIET | fixed).items():
         os.environ.setdefault(name, value)
+
+
+def _require_own_clone() -> None:
+    """The link notebooks/labkit sees to that; some file systems and archives have no links, and
+    PYTHONPATH comes before it.
+    """
+    for folder in (Path.cwd(), Path.cwd().parent):
+        here = (folder / "labkit" / "session.py").resolve()
+        if here.exists() and not here.samefile(__file__):
+            raise LabError(
+                f"this notebook is in {here.parents[1]}, but its kernel runs the labkit of {ROOT}. "
+                f"Choose the kernel in {here.parents[1] / '.venv'} ('./lab setup' makes it), or "
+                "open the notebook with './lab open'. PYTHONPATH, if it is set, must not name "
+                "another clone."
+            )
 
 
 def _require_writable(lab: Lab) -> None:

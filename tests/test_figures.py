@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from labkit.errors import LabError
 from labkit.figures import Estimate, bootstrap, number
 
 
@@ -29,7 +30,7 @@ def test_another_unit_keeps_the_ends_in_order(factor):
 
 @pytest.mark.parametrize("wrong", [(math.nan,), (math.inf,), (1.0, math.nan, 2.0)])
 def test_what_is_not_finite_is_refused(wrong):
-    with pytest.raises(ValueError, match="not a finite figure"):
+    with pytest.raises(LabError, match="not a finite number"):
         Estimate(*wrong)
 
 

@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     profile = resolve_profile()
     products = Products(runs_folder() / profile.name)
+    if options.first:
+        print(f"results of lab {options.first} and the labs after it are made anew", flush=True)
     with folder_lock(products.folder):
         first = min(course.LABS) if options.force else options.first
         for stamp in products.stamps() if first else ():

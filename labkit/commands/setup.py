@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.machine import TELEMETRY_OFF
 from labkit.profiles import ROOT
 from labkit.progress import Progress, clock
-from labkit.workspace import TELEMETRY_OFF
 
 VENV = ROOT / ".venv"
 CONDA = "on-device-lab"  # the name in environment.yml
