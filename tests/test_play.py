@@ -26,7 +26,50 @@ class Edit(NamedTuple):
     follows: str
 
 
-EDITS = {}
+EDITS = {
+    "01": (
+        Edit(
+            "output.logits[:, -1:].argmax(-1)", "output.logits[:, -1:].argmin(-1)", "QUESTION = "
+        ),
+        Edit("return 100 * sum(name in known", "return 10 * sum(name in known", "HONEST, NO_"),
+    ),
+    "02": (
+        Edit(
+            "return ((line - zero) * step)",  # 16 lines; and then 4, as if 2 bits stored them
+            "return ((5 * (line / 5).round() - zero) * step)",
+            'lab.record("eval_loss", rtn_int4=rtn)',
+        ),
+        Edit("100 * (difference.norm()", "50 * (difference.norm()", "largest, middle_scale = "),
+    ),
+    "03": (Edit("self.scale * added", "0 * added", "student = sharing_weights("),),
+    "04": (
+        Edit(
+            "return labkit.record_losses(logits, tokenizer, records)",
+            "return labkit.record_losses(lambda ids: logits(ids) / 2, tokenizer, records)",
+            "awq_losses, lora_losses = (",
+        ),
+    ),
+    "05": (
+        Edit(
+            "yield pieces.decode(generator.get_next_tokens()[0])",
+            "yield pieces.decode(generator.get_next_tokens()[0]).upper()",
+            "compared = []",
+        ),
+        Edit("TONES[scores.argmax()]", "TONES[scores.argmin()]", 'lab.record("tone_accuracy"'),
+        Edit(
+            'return bool(re.match(r".{2,60}, in short',
+            'return not bool(re.match(r".{2,60}, in short',
+            'lab.record("answers_style"',
+        ),
+    ),
+    "06": (
+        Edit(
+            "genai_tokenizer.decode(ids).strip()",
+            'genai_tokenizer.decode(ids) + "!"',
+            "messages = ",
+        ),
+    ),
+}
 
 
 # ---- the game
