@@ -63,7 +63,7 @@ def write_dense(layers: dict, folder):
 
 
 def write_onnx(nodes: dict, folder):
-    """A graph with a MatMulNBits node, in the builder's form, for each name and weight of *nodes*."""
+    """A graph with a MatMulNBits node, as the builder writes it, for each weight of *nodes*."""
     folder.mkdir()
     made, initializers = [], []
     for name, weight in nodes.items():

@@ -16,7 +16,7 @@ from labkit.settings import carry_settings
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with eight things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with nine things put right.
 
     A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself
     writes every weight in float first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the
@@ -41,6 +41,9 @@ class LoraModelBuilder(ModelBuilder):
 
     `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores
     the option, which only checkpoints quantized by Olive itself need.
+
+    Constants have their own shape: the builder gives all of them that of a single number, which
+    onnx.checker refuses.
 
     The exported model asks for all cores: where its configuration names no number, GenAI takes
     half of them.
@@ -122,6 +125,13 @@ def _init(self, config, *args, make=Model.__init__):
         config.rope_parameters = rope = rope["full_attention"]
     rope.setdefault("type", rope["rope_type"])  # which it asks for where Phi has LongRoPE
     make(self, config, *args)
+
+
+def _make_constant(self, name, make=Model.make_constant):
+    """With its shape; the builder gives every constant that of a single number."""
+    make(self, name)
+    value = self.values[name]
+    value.shape = value.producer().attributes["value"].value.shape
 
 
 def _make_attention(self, layer_id, attention, root_input, make=Model.make_attention, **kwargs):
@@ -211,6 +221,7 @@ def _update_genai_config(self, genai_config):
 
 HOOKS = {
     "__init__": _init,
+    "make_constant": _make_constant,
     "make_attention": _make_attention,
     "update_genai_config": _update_genai_config,
     "make_attention_init": _make_attention_init,

@@ -61,7 +61,7 @@ def test_words_are_packed_as_autoawq_packs_them():
 
 
 class Overflowing(torch.nn.Sequential):
-    """A linear layer whose output is not a number in the calls *bad*; call 0 has the first weights."""
+    """A linear layer whose output is not a number in the calls *bad*; call 0 is the wanted one."""
 
     calls, bad = -1, ()
 

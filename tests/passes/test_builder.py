@@ -50,7 +50,10 @@ def test_packed_weights_are_those_of_the_grid(groups):
     torch.manual_seed(0)
     weight = torch.randn(5, 16 * groups)
     packed, grid = _packed(weight, 16), round_to_grid(weight, 16)
-    assert packed.qweight.shape == (5, groups, 8) and packed.qzeros.shape == (5, groups // 2 + groups % 2)
+    assert packed.qweight.shape == (5, groups, 8) and packed.qzeros.shape == (
+        5,
+        groups // 2 + groups % 2,
+    )
     assert torch.equal(unpack_onnx(packed.qweight), grid.integers)
     assert torch.equal(unpack_onnx(packed.qzeros)[:, :groups, None], grid.zeros)
     assert torch.equal(packed.scales, grid.scales.squeeze(-1))

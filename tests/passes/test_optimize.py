@@ -3,173 +3,185 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+import torch
+from graphs import assert_valid
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 import labkit
 from labkit.profiles import PROFILES
-from labkit.workspace import Lab
+from labkit.session import Lab
 
 CPU = PROFILES["cpu"]
+RECORD = {"prompt": "Question 1?", "response": "Answer 1."}
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "eos_token_id": 256,
+    "pad_token_id": 256,
+    "bos_token_id": 256,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+
+
+def optimized(workflow: dict, out: Path) -> Path:
+    import olive
+
+    places = {"output_dir": str(out), "cache_dir": str(out.with_name("cache"))}
+    assert olive.run(workflow | places, package_config=labkit.olive_passes()).has_output_model()
+    return out
 
 
 def test_olive_knows_our_passes():
     from olive.package_config import OlivePackageConfig
 
-    from labkit.passes import olive_passes
+    from labkit.passes.adapters import LoraExtractor
     from labkit.passes.awq import AwqQuantizer
     from labkit.passes.builder import LoraModelBuilder
 
-    package = OlivePackageConfig.parse_file_or_obj(olive_passes())
-    assert package.import_pass_module("AwqQuantizer") is AwqQuantizer
-    assert package.import_pass_module("LoraModelBuilder") is LoraModelBuilder
+    package = OlivePackageConfig.parse_file_or_obj(labkit.olive_passes())
+    for kind in (AwqQuantizer, LoraModelBuilder, LoraExtractor):
+        assert package.import_pass_module(kind.__name__) is kind
 
 
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+# ---- with an adapter
 
 
-def untied(architecture: str, folder: Path) -> Path:
-    """A tiny model, embedding and head not tied: a Phi-3, whose q, k, v and gate, up are fused, or a Llama with biases."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+def llama(**settings) -> LlamaForCausalLM:
+    """A Llama with biases."""
+    biases = {"attention_bias": True, "mlp_bias": True}
+    config = SIZES | biases | {"num_key_value_heads": 2} | settings
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
 
+
+def phi3(**settings) -> Phi3ForCausalLM:
+    """A Phi-3, in which q, k and v are one layer, and gate and up are one."""
+    config = SIZES | {"num_key_value_heads": 4, "original_max_position_embeddings": 256} | settings
+    return Phi3ForCausalLM(Phi3Config(**config))
+
+
+SOME = ("q_proj", "up_proj", "down_proj")
+ROUTES = {
+    "phi3": (phi3, {"tie_word_embeddings": False}, CPU.lora_targets, 4),
+    "llama": (llama, {"tie_word_embeddings": False}, SOME, 3),
+    "tied-llama": (llama, {"tie_word_embeddings": True}, SOME, 3),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer, tmp_path, runs):
+    """Every adapter is extracted; the graph has the model's loss with and without them."""
+    make, settings, targets, joined = ROUTES[route]
     torch.manual_seed(0)
-    same = {
-        "vocab_size": 257, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "tie_word_embeddings": False, "eos_token_id": 256, "pad_token_id": 256, "bos_token_id": 256,
-        "max_position_embeddings": 256, "initializer_range": 0.2,
-    }  # fmt: skip
-    if architecture == "phi3":
-        model = Phi3ForCausalLM(
-            Phi3Config(num_key_value_heads=4, original_max_position_embeddings=256, **same)
-        )
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(num_key_value_heads=2, attention_bias=True, mlp_bias=True, **same)
-        )
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("architecture", "targets", "joined"),
-    [("phi3", CPU.lora_targets, 4), ("llama", ("q_proj", "up_proj", "down_proj"), 3)],
-)
-def test_the_route_of_an_untied_model(architecture, targets, joined, tiny, tmp_path, runs):
-    """Lab 04's workflow: every adapter is extracted, and the graph has the model's loss with and without them."""
-    import numpy as np
-    import olive
-    import onnxruntime as ort
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = untied(architecture, tmp_path / architecture)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model = get_peft_model(
-        model,
-        LoraConfig(r=4, lora_alpha=200, target_modules=list(targets), init_lora_weights=False),
-    )
+    folder = tmp_path / "model"
+    make(**settings).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    lora = LoraConfig(r=4, lora_alpha=200, target_modules=list(targets), init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora).eval()
     model.save_pretrained(tmp_path / "adapter")
     workflow = Lab("04", CPU).workflow(
-        "optimize", model_path=folder, adapter_path=tmp_path / "adapter"
+        "optimize",
+        model=str(folder),
+        adapter=str(tmp_path / "adapter"),
+        tied=settings["tie_word_embeddings"],
     )
-    passes = workflow["passes"]
-    passes["capture"]["extra_options"]["shared_embeddings"] = False
+    if not settings["tie_word_embeddings"]:
+        workflow["passes"] = with_small_embedding(workflow["passes"])
+    onnx_dir = optimized(workflow, tmp_path / "onnx")
+    assert_valid(onnx_dir / "model.onnx")
+    genai = json.loads((onnx_dir / "genai_config.json").read_text())
+    assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores
+    adapter = onnx_dir / "adapter_weights.onnx_adapter"
+    weights = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
+    assert len(weights) == 2 * joined * 2  # layers, linears (q, k, v and gate, up joined), A and B
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def losses(logits) -> np.ndarray:
+        return np.array(labkit.record_losses(logits, tokenizer, [RECORD])[0])
+
+    tuned = losses(labkit.torch_logits(model))
+    with model.disable_adapter():
+        plain = losses(labkit.torch_logits(model))
+    step = np.linalg.norm(tuned - plain)
+    assert step > 1
+    for file, wanted in ((None, plain), (adapter, tuned)):
+        found = losses(labkit.OnnxLogits(onnx_dir, adapter=file))
+        assert np.linalg.norm(found - wanted) < 0.35 * step  # 4 bits are coarse for random weights
+
+
+def with_small_embedding(passes: dict) -> dict:
+    """As lab 04 does it for a model whose embedding and head are not one matrix."""
     surgery = {
         "type": "GraphSurgeries",
         "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}],
         "remove_duplicate_initializers": False,
     }
-    workflow["passes"] = {
-        "capture": passes["capture"],
-        "embedding": surgery,
-        "extract": passes["extract"],
-    }
-    onnx_dir = Lab("04", CPU).step(
-        "onnx",
-        lambda out: olive.run(
-            workflow | {"output_dir": str(out)}, package_config=labkit.olive_passes()
-        ),
-    )
-    genai = json.loads((onnx_dir / "genai_config.json").read_text())
-    assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores
-    adapter = ort.AdapterFormat.read_adapter(
-        str(onnx_dir / "adapter_weights.onnx_adapter")
-    ).get_parameters()
-    assert len(adapter) == 2 * joined * 2  # layers, linears (q, k, v and gate, up joined), A and B
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = [
-        np.array(labkit.record_losses(onnx_dir, tokenizer, [qa(1)], adapter=file)[0])
-        for file in (None, onnx_dir / "adapter_weights.onnx_adapter")
-    ]
-    tuned = np.array(labkit.record_losses(model.eval(), tokenizer, [qa(1)])[0])
-    with model.disable_adapter():
-        plain = np.array(labkit.record_losses(model, tokenizer, [qa(1)])[0])
-    step = np.linalg.norm(tuned - plain)
-    for onnx, torch in zip(
-        found, (plain, tuned), strict=True
-    ):  # 4 bits are coarse for random weights
-        assert step > 1 and np.linalg.norm(onnx - torch) < 0.35 * step
+    return {"capture": passes["capture"], "embedding": surgery, "extract": passes["extract"]}
+
+
+# ---- long texts
 
 
 @pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
-def test_longrope_takes_its_table_by_length(provider, tiny, tmp_path, runs):
-    """The graph for CUDA, which has no If that a CUDA graph could not hold, computes the same (here on the CPU)."""
-    import olive
-    import onnx
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
+def test_longrope_takes_its_table_by_length(provider, byte_tokenizer, tmp_path, runs):
+    """The graph for CUDA, which has no If that a CUDA graph could not hold, computes the same.
 
-    from labkit.evaluate import _onnx_logits
-
+    (Here on the CPU.)
+    """
     torch.manual_seed(0)
-    factors = {
+    scaling = {
+        "type": "longrope",
         "long_factor": [float(8 + i) for i in range(8)],
         "short_factor": [1 + i / 8 for i in range(8)],
     }
-    config = Phi3Config(
-        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, original_max_position_embeddings=16, max_position_embeddings=64, pad_token_id=256,
-        eos_token_id=256, bos_token_id=256, initializer_range=0.2, rope_scaling={"type": "longrope", **factors},
-    )  # fmt: skip
-    Phi3ForCausalLM(config).save_pretrained(tmp_path / "phi3")
-    edit_config(
-        tmp_path / "phi3",
-        rope_scaling={"type": "longrope", **factors},
-        rope_theta=10000.0,
-        rope_parameters=None,
+    folder = tmp_path / "phi3"
+    phi3(
+        rope_scaling=scaling, original_max_position_embeddings=16, max_position_embeddings=64
+    ).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rope_scaling": scaling, "rope_theta": 10000.0, "rope_parameters": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    cuda = provider.startswith("CUDA")
+    workflow = Lab("04", CPU).workflow(
+        "optimize", provider=provider, model=str(folder), adapter="", tied=True
     )
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "phi3")
-    workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=tmp_path / "phi3")
     del workflow["input_model"]["adapter_path"]
-    precision = "fp16" if provider.startswith("CUDA") else "fp32"
-    extra = {"hf_remote": False} | ({"enable_cuda_graph": True} if precision == "fp16" else {})
-    capture = {"type": "LoraModelBuilder", "precision": precision, "extra_options": extra}
-    out = tmp_path / "onnx"
-    olive.run(
-        workflow | {"passes": {"capture": capture}, "output_dir": str(out)},
-        package_config=labkit.olive_passes(),
-    )
-    kinds = {
-        node.op_type for node in onnx.load(out / "model.onnx", load_external_data=False).graph.node
+    workflow["passes"] = {
+        "capture": {
+            "type": "LoraModelBuilder",
+            "precision": "fp16" if cuda else "fp32",
+            "extra_options": {"hf_remote": False} | ({"enable_cuda_graph": True} if cuda else {}),
+        }
     }
-    assert ("If" in kinds, "Where" in kinds) == (
-        (False, True) if precision == "fp16" else (True, False)
-    )
-    assert ('"enable_cuda_graph": "1"' in (out / "genai_config.json").read_text()) == (
-        precision == "fp16"
-    )
-    logits, model = (
-        _onnx_logits(out, "CPUExecutionProvider", None),
-        AutoModelForCausalLM.from_pretrained(tmp_path / "phi3"),
-    )
+    out = optimized(workflow, tmp_path / "onnx")
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    kinds = {node.op_type for node in graph.node}
+    assert ("If" in kinds, "Where" in kinds) == (not cuda, cuda)
+    assert ('"enable_cuda_graph": "1"' in (out / "genai_config.json").read_text()) == cuda
+    logits = labkit.OnnxLogits(out)
+    wanted_logits = labkit.torch_logits(AutoModelForCausalLM.from_pretrained(folder))
     ids = torch.randint(0, 256, (40,)).tolist()
     for count in (10, 16, 17, 40):
-        with torch.inference_mode():
-            wanted = model(torch.tensor([ids[:count]])).logits[0]
+        wanted = wanted_logits(ids[:count])
         assert (logits(ids[:count]).float() - wanted).norm() < 0.01 * wanted.norm(), count
