@@ -6,7 +6,7 @@ Names are loaded on first use, so that importing labkit needs the standard libra
 import importlib
 
 _HOME = {
-    "start": "session",
+    "start": "starting",
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",
