@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import trustme
 
-from labkit import cloud
 from labkit.errors import LabError, network_reason
 from labkit.profiles import ROOT
+from labkit.registry.azure_errors import azure_errors
 
 SAYS = {
     "certificate": r"certificate is not trusted here \(.*issuer certificate\).*SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
@@ -179,7 +179,7 @@ def test_each_client_and_each_fault_is_told(net, bare, ask, fault):
                 LabError,
                 match=f"opening it: the network does not carry the connection.*({SAYS[fault]})",
             ),
-            cloud.azure_errors("opening it", ("s", "rg", "ws")),
+            azure_errors("opening it", ("s", "rg", "ws")),
         ):
             raise caught.value
 

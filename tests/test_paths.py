@@ -4,12 +4,8 @@ import hashlib
 import subprocess
 
 import pytest
-from test_registry import NAME, creator, package  # noqa: F401
 
 from labkit.profiles import ROOT
-from labkit.registry import LocalRegistry, check_manifest
-
-ODD = ("with [brackets] a-z", "s3::http colons", "ünï ço dé", "$HOME *?'\" quotes")
 
 
 @pytest.fixture
@@ -71,15 +67,3 @@ def test_a_clone_with_a_colon_in_its_path_is_refused_in_one_sentence(clone, name
         done.stderr
         == f"error: the folder of the labs, {home}, has a colon in its path. Move it to a path without one and run ./lab again.\n"
     )
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_a_run_folder_may_have_any_name(package, tmp_path, name):  # noqa: F811
-    runs = tmp_path / name
-    sent = package.rename(tmp_path / f"package {name}")
-    registry = LocalRegistry(runs / "registry", runs / "logs")
-    assert registry.register(sent, NAME, creator(registry, sent))["version"] == "1"
-    assert registry.register(sent, NAME, creator(registry, sent))["new"] is False
-    assert check_manifest(registry.download(NAME, "1", runs / "back")) == check_manifest(sent)
-    registry.remove(NAME, "1")
-    assert not registry.contents(NAME)

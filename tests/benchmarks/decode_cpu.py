@@ -124,7 +124,7 @@ def write_adapter(adapter: Path, dense: Path, out: Path) -> dict[str, float]:
 
 
 class Llama:
-    """A context of llama.cpp through its C interface, which costs a token two calls from Python; for eval_loss a torch model."""
+    """A context of llama.cpp through its C interface, which costs a token two calls from Python; for torch_logits a model."""
 
     device = "cpu"
 
@@ -265,7 +265,11 @@ def main() -> None:
         name: (c, None) for name, c in contexts.items()
     }
     for name, (model, weights) in models.items():
-        loss |= labkit.eval_loss(model, tokenizer, some, name=name, adapter=weights)["eval_loss"]
+        is_onnx = isinstance(model, Path)
+        logits = (
+            labkit.OnnxLogits(model, adapter=weights) if is_onnx else labkit.torch_logits(model)
+        )
+        loss[name] = labkit.mean_loss(labkit.record_losses(logits, tokenizer, some)).mean
     for suffix in ("", " + adapter"):
         ours, theirs = loss[f"onnx{suffix}"], loss[f"llama.cpp{suffix}"]
         print(
@@ -286,9 +290,9 @@ def main() -> None:
     gb_per_s, names, runs = bandwidth(), list(variants), {name: [] for name in variants}
     for turn in range(-1, options.rounds):  # the first is to warm up
         for name in names[turn % 4 :] + names[: turn % 4]:
-            found = labkit.decode_speed(variants[name], name=name, repeats=1, warmup=0)
+            speed, first = labkit.token_speed(variants[name], repeats=1, warmup=0)
             if turn >= 0:
-                runs[name].append((found["tokens_per_s"][name], found["first_token_ms"][name]))
+                runs[name].append((speed.mean, first.mean))
 
     mb = {
         "onnx": sum(p.stat().st_size for p in onnx.glob("model.onnx*")) / 1e6,

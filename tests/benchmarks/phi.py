@@ -120,10 +120,12 @@ def hold(leave_gb: float) -> subprocess.Popen:
 
 def table(work: Path, options) -> None:
     """Prints seconds, host memory and GPU memory of every step, and sizes."""
-    from labkit.workspace import write_summary
+    from labkit.products import Products
+    from labkit.profiles import resolve_profile
+    from labkit.summary import write_summary
 
     os.environ |= environment(work, options)
-    summary = write_summary(work / "runs" / options.profile)
+    summary = write_summary(Products(work / "runs" / options.profile), resolve_profile())
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
     for name, seconds in steps.items():
@@ -152,7 +154,7 @@ def route(work: Path, options) -> None:
     from labkit import chat_ids, load_records, load_tokenizer, unpack_awq
     from labkit.passes.awq import awq_quantize
     from labkit.profiles import PROFILES
-    from labkit.workspace import Lab
+    from labkit.session import Lab
 
     os.environ["LAB_RUNS"] = str(work / "runs")
     profile, out = PROFILES[options.profile], work / "runs" / options.profile
@@ -193,21 +195,10 @@ def route(work: Path, options) -> None:
         config = Lab("04", profile).workflow(
             "optimize",
             provider=provider,
-            model_path=out / "awq-dense",
-            adapter_path=out / "lora" / "adapter",
+            model=out / "awq-dense",
+            adapter=out / "lora" / "adapter",
+            tied=False,
         )
-        capture = config["passes"]["capture"]
-        capture["int4_block_size"], capture["extra_options"]["shared_embeddings"] = (
-            profile.group_size,
-            False,
-        )
-        surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
-        surgery["remove_duplicate_initializers"] = False
-        config["passes"] = {
-            "capture": capture,
-            "embedding": surgery,
-            "extract": config["passes"]["extract"],
-        }
         olive_run(config | {"output_dir": str(folder)})
 
     timed("onnx", lambda: optimize(out / "onnx", profile.provider))
@@ -231,7 +222,7 @@ def check(work: Path, options) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from labkit.evaluate import _onnx_logits
+    from labkit.evaluate import OnnxLogits
 
     run = work / "runs" / options.profile
     dense, adapter, device = (
@@ -292,7 +283,7 @@ def check(work: Path, options) -> None:
                 if on and name != "float"
                 else None
             )
-            logits = _onnx_logits(folder, where, weights)
+            logits = OnnxLogits(folder, provider=where, adapter=weights)
             for prompt in prompts:
                 if where == "CPUExecutionProvider" and device == "cuda" and len(prompt) > 4200:
                     continue  # minutes

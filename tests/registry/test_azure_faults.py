@@ -1,4 +1,4 @@
-"""The long series: every request of an upload dropped once, ten uploads killed, 2 GB up and down in little memory."""
+"""The long series: each request dropped, uploads killed, 2 GB up and down in little memory."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_azure import azure, same_bytes  # noqa: F401
-from test_registry import NAME, creator, elsewhere, package  # noqa: F401
+from registering import NAME, register
+from test_azure import same_bytes
 
 import labkit
 from labkit.profiles import ROOT
@@ -21,7 +21,7 @@ from labkit.registry import check_manifest
 pytestmark = pytest.mark.slow
 
 CLIENT = """
-import json, os, sys, time
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from azure.ai.ml.entities import Model
@@ -32,18 +32,16 @@ here = folder.parent
 registry = labkit.open_registry(SimpleNamespace(folder=here, logs=here / "logs"))
 
 
-def create(version):
-    properties = {"content_sha256": json.loads((folder / "manifest.json").read_text())["content_sha256"]}
-    asset = Model(name=name, version=version, type="custom_model", path=folder, properties=properties)
+def create(asset):
     return registry.client.models.create_or_update(asset)
 
 
 if sys.argv[1] == "up":
-    registry.register(folder, name, create)
+    registry.register(Model(name=name, type="custom_model", path=folder), create)
 else:
     registry.download(name, "1", here / "back")
-peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print("peak_mb", int(peak.split()[1]) // 1024)
+status = Path("/proc/self/status").read_text().splitlines()
+print("peak_mb", next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024)
 """
 
 
@@ -66,17 +64,17 @@ def peak_mb(process: subprocess.Popen) -> int:
     return int(out.split("peak_mb ")[1])
 
 
-def registered(rig, tmp_path, package) -> list[str]:  # noqa: F811
+def registered(rig, tmp_path, package) -> list[str]:
     """Registers *package* anew, sign-in included; returns the paths that were asked for."""
     before = len(rig.requests)
     registry = labkit.open_registry(SimpleNamespace(folder=tmp_path, logs=tmp_path / "logs"))
-    entry = registry.register(package, NAME, creator(registry, package))
-    assert entry["version"] == "1" and list(rig.models[NAME]) == ["1"] and same_bytes(rig, package)
+    assert register(registry, package) == "1"
+    assert list(rig.models[NAME]) == ["1"] and same_bytes(rig, package)
     return [f"{r.method} {r.host}{r.path}" for r in rig.requests[before:]]
 
 
 @pytest.mark.parametrize("action", ["drop", "drop_response"])
-def test_each_request_is_dropped_once(azure, package, tmp_path, action):  # noqa: F811
+def test_each_request_is_dropped_once(azure, package, tmp_path, action):
     count = len(registered(azure, tmp_path, package))
     assert count >= 15
     for number in range(count):
@@ -86,7 +84,7 @@ def test_each_request_is_dropped_once(azure, package, tmp_path, action):  # noqa
         assert fault.fired == 1, f"request {number} of {len(asked)}"
 
 
-def test_each_request_is_answered_with_500_once(azure, package, tmp_path):  # noqa: F811
+def test_each_request_is_answered_with_500_once(azure, package, tmp_path):
     count = len(registered(azure, tmp_path, package))
     for number in range(count):
         azure.reset()
@@ -95,7 +93,7 @@ def test_each_request_is_answered_with_500_once(azure, package, tmp_path):  # no
         assert fault.fired == 1
 
 
-def test_a_server_that_falls_silent_is_not_waited_for(azure, package, tmp_path):  # noqa: F811
+def test_a_server_that_falls_silent_is_not_waited_for(azure, package, tmp_path):
     fault = azure.fault("stall", method="PUT", path="model.onnx", seconds=600)
     started = time.monotonic()
     registered(azure, tmp_path, package)
