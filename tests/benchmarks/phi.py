@@ -146,13 +146,13 @@ def table(work: Path, options) -> None:
 def route(work: Path, options) -> None:
     """AWQ, its weights unpacked, a random adapter in place of lab 03's, and lab 04's workflow; prints seconds of each."""
     import torch
+    from labkit.workspace import Lab
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from labkit import chat_ids, load_records, load_tokenizer, unpack_awq
     from labkit.passes.awq import awq_quantize
     from labkit.profiles import PROFILES
-    from labkit.workspace import Lab
 
     os.environ["LAB_RUNS"] = str(work / "runs")
     profile, out = PROFILES[options.profile], work / "runs" / options.profile

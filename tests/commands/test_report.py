@@ -100,7 +100,9 @@ def test_links_lead_to_labs_or_files(lab):
     execute(lab, "02", markdown(f"# Lab 2\n\n{text}"))
     execute(lab, "03", markdown("# Lab 3"))
     page = report(lab)
-    found = {name: target for target, name in re.findall(r'<a href="([^"]+)"[^>]*>(.+?)</a>', page)}
+    found = {
+        name: target for target, name in re.findall(r'<a href="([^"]+)"[^>]*>(.+?)</a>', page)
+    }
     assert found["next lab"] == "#lab-03" and 'id="lab-03"' in page
     assert found["elsewhere"] == links["elsewhere"]
     for name in ("models", "lab not run"):
