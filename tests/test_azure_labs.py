@@ -9,8 +9,8 @@ import sys
 import nbformat
 import pytest
 
+from labkit.course import notebook_path
 from labkit.profiles import ROOT
-from labkit.workspace import notebook_path
 
 
 @pytest.fixture
