@@ -46,9 +46,7 @@ def browser():
 
 @contextlib.contextmanager
 def jupyterlab(home, log):
-    """Address of a notebook in a JupyterLab on the clone *home*; it reads no settings of the user's
-    own.
-    """
+    """Address of a notebook in a JupyterLab on the clone *home*, without settings of the user."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -104,7 +102,7 @@ def address(browser, notebook_runs, clone):
 
 
 def wait_for(url, server, log):
-    for _ in range(600):
+    for _ in range(SLOW_MS // 100):
         assert server.poll() is None, f"JupyterLab ended at once:\n{log.read_text()[-3000:]}"
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(url).close()
@@ -175,7 +173,7 @@ def words(element) -> list[str]:
 
 
 def wait_until(condition):
-    for _ in range(600):
+    for _ in range(SLOW_MS // 100):
         if condition():
             return
         time.sleep(0.1)
