@@ -35,6 +35,7 @@ _HOME = {
     "lines": "charts",
     "table": "charts",
     "chat_box": "chat",
+    "whole_sentences": "answers",
     "write_manifest": "registry",
     "open_registry": "registry",
 }

@@ -79,7 +79,7 @@ def _require_own_clone() -> None:
     PYTHONPATH comes before it.
     """
     for folder in (Path.cwd(), Path.cwd().parent):
-        here = (folder / "labkit" / "session.py").resolve()
+        here = (folder / "labkit" / "starting.py").resolve()
         if here.exists() and not here.samefile(__file__):
             raise LabError(
                 f"this notebook is in {here.parents[1]}, but its kernel runs the labkit of "
