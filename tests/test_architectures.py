@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import assert_valid
 
 import labkit
 from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_refused
@@ -264,6 +265,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
             "extract": workflow["passes"]["extract"],
         }
     onnx_dir = olive_run(workflow, folder / "onnx")
+    assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
     return Route(
         values=values,
@@ -516,7 +518,7 @@ def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_token
         for starts in (("ones = ", "norm = "), "scale = ")
     )
     exec("\n".join(before), scope)
-    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales)
     exec("\n".join(after), scope)
     torch.testing.assert_close(scope["scale"], scales, rtol=1e-3, atol=1e-3)
 
