@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import assert_valid
 
 import labkit
 from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_refused
@@ -265,6 +266,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
             "extract": workflow["passes"]["extract"],
         }
     onnx_dir = olive_run(workflow, folder / "onnx")
+    assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
     return Route(
         values=values,
@@ -514,7 +516,7 @@ def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_token
     search.apply_clip = False
     gain_of = function_of("02", "gain_of")
     before = gain_of(block)
-    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales)
     torch.testing.assert_close(before / gain_of(block), scales, rtol=1e-3, atol=1e-3)
 
 

@@ -23,7 +23,7 @@ from awq.utils.packing_utils import dequantize_gemm
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from labkit.passes.awq_search import quantizer_on
+from labkit.passes.awq_blocks import quantizer_on
 
 
 class CopyingQuantizer(AwqQuantizer):

