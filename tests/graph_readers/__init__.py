@@ -1,4 +1,4 @@
-"""Readers of ONNX graphs that node runs: Netron and onnxruntime-web, fetched at their first use."""
+"""Readers of ONNX graphs that node runs: Netron and onnxruntime-web, fetched at first use."""
 
 import json
 import subprocess
