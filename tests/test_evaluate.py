@@ -188,6 +188,7 @@ def test_the_speed_is_counted_after_the_first_token_and_without_the_warm_up(cloc
     speed, first = token_speed(streams(clock, *runs), repeats=3)
     assert speed.mean == pytest.approx(10) and speed.unit == "tokens/s"
     assert first.mean == pytest.approx(500) and first.unit == "ms"
+    assert (speed.low, speed.high) == pytest.approx((10, 10)), "the warm-up is not among them"
 
 
 def test_speeds_are_medians_with_quartiles(clock):
