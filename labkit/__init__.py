@@ -6,7 +6,7 @@ Names are loaded on first use, so that importing labkit needs the standard libra
 import importlib
 
 _HOME = {
-    "start": "session",
+    "start": "starting",
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",
@@ -29,12 +29,13 @@ _HOME = {
     "PeakMemory": "capture",
     "dir_mb": "files",
     "olive_passes": "passes",
-    "unpack_awq": "quantize",
-    "layer_parity": "quantize",
+    "unpack_awq": "passes.awq",
+    "compare_weights": "grid",
     "bars": "charts",
     "lines": "charts",
     "table": "charts",
     "chat_box": "chat",
+    "whole_sentences": "answers",
     "write_manifest": "registry",
     "open_registry": "registry",
 }

@@ -1,6 +1,7 @@
 """What a block of code prints, and the memory that it takes."""
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -65,10 +66,12 @@ class PeakMemory:
         import psutil
 
         self.process = psutil.Process()
+        gc.collect()  # what is kept of earlier cells is not of this block
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # else glibc keeps freed memory, and the block would seem to need less
         if self.gpu:
             from torch import cuda
 
-            gc.collect()  # what torch keeps of earlier cells is not of this block
             cuda.empty_cache()
         self.before = self.process.memory_info().rss / 1e6
         self.thread = threading.Thread(target=self._watch, daemon=True)

@@ -3,9 +3,11 @@
 import html
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 import ipywidgets as widgets
 
+from labkit.answers import whole_sentences
 from labkit.charts import VERBATIM
 
 LEAST = 16  # tokens; with less room an answer stops in its first sentence
@@ -15,15 +17,18 @@ STATUS = BOX.format(13) + "{}</pre>"
 
 
 def chat_box(
-    stream: Callable[[str, str | None], Iterable[str]],
+    stream: Callable[[dict, str | None], Iterable[str]],
     *,
     adapters: Mapping[str, str | None],
-    example: str,
-    room: Callable[[str], int],
+    example: dict,
+    room: Callable[[dict], int],
 ) -> widgets.VBox:
-    """A box to ask *stream*, a token a piece, with one of *adapters* (label -> name or None); *example* is asked at once.
+    """A box that asks *stream*, which yields a token a piece, with one of *adapters*.
 
-    *room* says how many tokens a question leaves for its answer. Nothing is raised: the box says what went wrong.
+    *adapters* maps labels to names (None: no adapter). The *example*, a record of the data, is
+    asked at once; questions that are typed get its system turns. An answer ends by itself, or
+    after as many tokens as *room* says of its question: then it is shown up to its last whole
+    sentence. Nothing is raised: the box says what went wrong.
     """
     return _ChatBox(stream, adapters, example, room)
 
@@ -31,14 +36,18 @@ def chat_box(
 class _ChatBox(widgets.VBox):
     def __init__(self, stream, adapters, example, room):
         self._stream, self._adapters, self._room = stream, adapters, room
-        first = next(
-            (label for label, name in adapters.items() if name is not None), next(iter(adapters))
-        )
+        turns = example.get("history", ())
+        self._history = [turn for turn in turns if turn["role"] == "system"]
+        named = (label for label, name in adapters.items() if name is not None)
+        first = next(named, next(iter(adapters)))
         self.adapter = widgets.Dropdown(
             options=list(adapters), value=first, description="Adapter", layout={"width": "240px"}
         )
         self.question = widgets.Text(
-            example, description="Question", placeholder="Type a question", layout={"flex": "1"}
+            example["prompt"],
+            description="Question",
+            placeholder="Type a question",
+            layout={"flex": "1"},
         )
         self.button = widgets.Button(
             description="Ask", button_style="primary", layout={"width": "90px"}
@@ -69,27 +78,30 @@ class _ChatBox(widgets.VBox):
             for control in controls:
                 control.disabled = False
 
-    def _answer(self, question, adapter):
-        if not question:
+    def _answer(self, text, adapter):
+        if not text:
             return self._say("Type a question first.")
-        if (left := self._room(question)) < LEAST:
+        record = {"prompt": text, "history": self._history}
+        if (left := self._room(record)) < LEAST:
             return self._say(
                 f"The question is {LEAST - left} tokens too long. Shorten it and ask again."
             )
-        text, times = "", []
-        self._show(adapter, question, text, times)
-        for piece in self._stream(question, self._adapters[adapter]):
-            text += piece
+        answer, times = "", []
+        self._show(adapter, text, answer, times)
+        for piece in islice(self._stream(record, self._adapters[adapter]), left):
+            answer += piece
             times.append(time.perf_counter())
-            self._show(adapter, question, text, times)
+            self._show(adapter, text, answer, times)
+        if len(times) == left:
+            answer = whole_sentences(answer)
+            self._show(adapter, text, answer, times, "; shown up to its last whole sentence")
 
-    def _show(self, adapter, question, text, times):
-        self.turn.value = TURN.format(*map(html.escape, (adapter, question, text.lstrip())))
+    def _show(self, adapter, question, answer, times, note=""):
+        self.turn.value = TURN.format(*map(html.escape, (adapter, question, answer.lstrip())))
+        count = len(times)
         # from the first token on, as in lab 05's measurement: until then the question is read
-        speed = (
-            f", {(len(times) - 1) / (times[-1] - times[0]):.0f} tokens/s" if len(times) > 1 else ""
-        )
-        self._say(f"{len(times)} token{'s' * (len(times) != 1)}{speed}")
+        speed = f", {(count - 1) / (times[-1] - times[0]):.0f} tokens/s" if count > 1 else ""
+        self._say(f"{count} token{'s' * (count != 1)}{speed}{note}")
 
     def _say(self, text):
         self.status.value = STATUS.format(html.escape(text))

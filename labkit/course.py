@@ -46,7 +46,12 @@ LABS = {
         ),
         makes=("answers.json",),
     ),
-    "06": Entry("upload", needs=("onnx",), makes=("package",), outputs=("registry", "downloaded")),
+    "06": Entry(
+        "upload",
+        needs=("onnx", "tone.onnx_adapter", "heldout.jsonl", "answers.json"),
+        makes=("package",),
+        outputs=("registry", "downloaded"),
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

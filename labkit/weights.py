@@ -56,7 +56,8 @@ def read_model(folder: Path):
     try:
         for path in _weight_files(folder):
             with safe_open(path, "pt") as file:
-                kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 safe_open is no dict
+                names = file.keys()  # safe_open is no dict
+                kinds = {file.get_slice(name).get_dtype() for name in names}
             if kinds - FLOATS:
                 raise quantized(folder, f"{path.name} holds {few(kinds - FLOATS)}")
         model, found = AutoModelForCausalLM.from_pretrained(

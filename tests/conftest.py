@@ -20,6 +20,7 @@ LAST = (
     "test_azure_labs.py",
     "test_solutions.py",
     "test_outcome.py",
+    "test_graph.py",
     "test_play.py",
     "test_trained.py",
 )

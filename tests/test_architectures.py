@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import assert_valid
 
 import labkit
 from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_refused
@@ -198,12 +199,12 @@ class Route:
 
 
 def rounded_to_nearest(folder: Path):
-    from labkit.passes.awq_search import rounded
+    from labkit.grid import round_to_grid
 
     model = load(folder)
     for module in model.model.layers.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.data = rounded(module.weight.data, 32)
+            module.weight.data = round_to_grid(module.weight.data, 32).values()
     return model
 
 
@@ -265,6 +266,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
             "extract": workflow["passes"]["extract"],
         }
     onnx_dir = olive_run(workflow, folder / "onnx")
+    assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
     return Route(
         values=values,
@@ -274,7 +276,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         linears={name.split(".")[-1] for name in linears},
         effect=apart(tuned, plain),
         joined=len(ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()),
-        parity=labkit.layer_parity(onnx_dir, folder / "dense"),
+        parity=labkit.compare_weights(onnx_dir, folder / "dense"),
         off=apart(losses(onnx_dir), plain),
         on=apart(losses(onnx_dir, adapter=adapter), tuned),
         worse=worse(model, onnx_dir, adapter, tokenizer),
@@ -427,7 +429,7 @@ def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(
     embeddings differ by block.
     """
     from labkit.passes.awq import awq_quantize
-    from labkit.passes.awq_search import DeviceQuantizer
+    from labkit.passes.awq_blocks import DeviceQuantizer
 
     folder, found, quantize = (
         make(kind, tmp_path / "model", byte_tokenizer),
@@ -504,7 +506,7 @@ def function_of(number: str, name: str):
 
 @pytest.mark.parametrize("kind", CARRIED)
 def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_tokenizer):
-    from labkit.passes.awq_search import DeviceQuantizer
+    from labkit.passes.awq_blocks import DeviceQuantizer
 
     block = load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1]
     search, scales = (
@@ -514,7 +516,7 @@ def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_token
     search.apply_clip = False
     gain_of = function_of("02", "gain_of")
     before = gain_of(block)
-    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales)
     torch.testing.assert_close(before / gain_of(block), scales, rtol=1e-3, atol=1e-3)
 
 

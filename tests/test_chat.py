@@ -8,9 +8,12 @@ import nbformat
 import pytest
 
 import labkit
-from labkit.commands import run
+from labkit.commands.report import WIDGET, write_report
+from labkit.course import notebook_path
+from labkit.products import Products
 
 ADAPTERS = {"none": None, "travel": "travel"}
+EXAMPLE = {"prompt": "Where to?"}
 
 
 def plain(markup: str) -> str:
@@ -26,18 +29,19 @@ def asked():
 
 @pytest.fixture
 def box(asked):
-    """A box whose answers repeat the question, a word a token; 30 tokens are left, less one for each letter."""
+    """A box whose answers repeat the question, a word a token; 30 are left, less one a letter."""
 
-    def stream(question, adapter):
-        asked.append((question, adapter))
-        for word in question.split():
+    def room(record):
+        return 30 - len(record["prompt"])
+
+    def stream(record, adapter):
+        asked.append((record["prompt"], adapter))
+        for word in record["prompt"].split():
             time.sleep(0.001)
             yield f" {word}"
         yield ""  # a token that ends no letter
 
-    return labkit.chat_box(
-        stream, adapters=ADAPTERS, example="Where to?", room=lambda question: 30 - len(question)
-    )
+    return labkit.chat_box(stream, adapters=ADAPTERS, example=EXAMPLE, room=room)
 
 
 def ask(box, question):
@@ -55,9 +59,9 @@ def test_the_example_is_answered_at_once_with_the_first_adapter(box, asked):
 
 def test_without_any_adapter_the_example_is_answered_too(asked):
     box = labkit.chat_box(
-        lambda question, adapter: iter(["Home"]),
+        lambda record, adapter: iter(["Home"]),
         adapters={"none": None},
-        example="?",
+        example={"prompt": "?"},
         room=lambda _: 99,
     )
     assert "Answer Home" in plain(box.turn.value) and plain(box.status.value) == "1 token"
@@ -106,19 +110,64 @@ def test_a_question_that_leaves_no_room_is_told(box, asked):
 
 
 def test_a_failing_stream_is_told_and_can_be_asked_again():
-    def stream(question, adapter):
+    def stream(record, adapter):
         yield "half"
         raise RuntimeError("the <cache> is full")
 
-    box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 99)
+    box = labkit.chat_box(stream, adapters=ADAPTERS, example={"prompt": "?"}, room=lambda _: 99)
     assert (
         plain(box.status.value) == "RuntimeError: the <cache> is full"
         and "<cache>" not in box.status.value
     )
     assert "half" in box.turn.value
     assert not any(control.disabled for control in (box.button, box.question, box.adapter))
-    box = labkit.chat_box(stream, adapters=ADAPTERS, example="?", room=lambda _: 1 // 0)
+    box = labkit.chat_box(
+        stream, adapters=ADAPTERS, example={"prompt": "?"}, room=lambda _: 1 // 0
+    )
     assert "ZeroDivisionError" in box.status.value and not box.button.disabled
+
+
+def test_an_answer_that_is_cut_ends_at_a_sentence(box):
+    ask(box, "One two. Three")  # 16 tokens are left, and 4 are needed
+    assert plain(box.turn.value).endswith("Answer One two. Three")
+    endless = labkit.chat_box(
+        lambda *_: iter(["Go up. ", "Then ", "down"] * 9),
+        adapters=ADAPTERS,
+        example=EXAMPLE,
+        room=lambda _: 17,
+    )
+    assert plain(endless.turn.value).endswith("Answer " + "Go up. Then down" * 5 + "Go up.")
+    assert plain(endless.status.value).startswith("17 tokens, ")
+    assert plain(endless.status.value).endswith("; shown up to its last whole sentence")
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("Go up. Then down", "Go up."),
+        ("Is it 3.5 km? (Yes.) Then", "Is it 3.5 km? (Yes.)"),
+        ("It costs 3.5", "It costs 3.5"),
+        ("No end", "No end"),
+        ("東京。そして", "東京。"),
+        ("", ""),
+    ],
+)
+def test_whole_sentences(text, shown):
+    assert labkit.whole_sentences(text) == shown
+
+
+def test_typed_questions_get_the_system_turns_of_the_example():
+    system = {"role": "system", "content": "Be brief."}
+    turns = [system, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    asked = []
+    box = labkit.chat_box(
+        lambda record, _: asked.append(record) or iter(["Home"]),
+        adapters=ADAPTERS,
+        example={"prompt": "Where to?", "history": turns},
+        room=lambda _: 99,
+    )
+    ask(box, "And then?")
+    assert asked[1] == {"prompt": "And then?", "history": [system]}
 
 
 def test_html_is_shown_as_text(box):
@@ -128,7 +177,7 @@ def test_html_is_shown_as_text(box):
         and box.turn.value.count("&lt;b onclick=1&gt;&amp;") == 2
     )
     box = labkit.chat_box(
-        lambda *_: ["{}<i>"], adapters={"<u>": "u"}, example="{0}", room=lambda _: 99
+        lambda *_: ["{}<i>"], adapters={"<u>": "u"}, example={"prompt": "{0}"}, room=lambda _: 99
     )
     assert (
         "&lt;u&gt;" in box.turn.value
@@ -140,29 +189,27 @@ def test_html_is_shown_as_text(box):
 def test_pages_without_a_kernel_show_the_example(box):
     bundle = box._repr_mimebundle_()
     assert (
-        run.WIDGET in bundle
+        WIDGET in bundle
         and "Where to?" in bundle["text/html"]
         and "3 tokens" in bundle["text/html"]
     )
 
 
 def test_the_report_keeps_the_example_and_drops_bare_widgets(box, tmp_path):
-    bar = {run.WIDGET: {"model_id": "bar"}, "text/plain": "HBox(children=a progress bar)"}
+    bar = {WIDGET: {"model_id": "bar"}, "text/plain": "HBox(children=a progress bar)"}
     outputs = [
         nbformat.v4.new_output("display_data", data=data)
         for data in (box._repr_mimebundle_(), bar)
     ]
     outputs.append(nbformat.v4.new_output("stream", text="a line"))
-    path = run.executed_path(tmp_path, "05")
+    path = tmp_path / "notebooks" / notebook_path("05").name
     path.parent.mkdir()
     nbformat.write(
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("box", outputs=outputs)]), path
     )
-    report = run.write_report(tmp_path).read_text()
+    report = write_report(Products(tmp_path)).read_text()
     assert (
         "Question (adapter: travel) Where to? Answer Where to? 3 tokens" in plain(report)
         and "a line" in report
     )
-    assert (
-        run.WIDGET not in report and "a progress bar" not in report and box.model_id not in report
-    )
+    assert WIDGET not in report and "a progress bar" not in report and box.model_id not in report

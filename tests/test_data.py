@@ -19,8 +19,8 @@ from labkit import files, rows
 from labkit.data import chat_ids, fitting, load_records
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
-from labkit.session import start
 from labkit.split import split_records
+from labkit.starting import start
 
 CPU = PROFILES["cpu"]
 

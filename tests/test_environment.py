@@ -53,6 +53,7 @@ PACKAGE_OF = {
     # a module -> the package that has it, where their names differ
     "awq": "autoawq",
     "olive": "olive-ai",
+    "jwt": "pyjwt",
     "yaml": "pyyaml",
     "azure": "azure-ai-ml",
     "google": "protobuf",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from samples import CPU, qa, write_lines, writes
 
-from labkit import session
+from labkit import starting
 from labkit.course import LABS
 from labkit.errors import LabError
 from labkit.figures import Estimate
@@ -30,24 +30,24 @@ SLOTS = {
 
 def test_lab_01_saves_the_choice_and_the_labs_after_it_follow(runs, capsys, tmp_path):
     data = str(write_lines(tmp_path / "d.jsonl", qa(1)))
-    session.start("01", data=data, steps=3)
+    starting.start("01", data=data, steps=3)
     assert (resolve_profile().data, resolve_profile().steps) == (data, 8)  # LAB_STEPS is stronger
     assert json.loads((runs / "choice.json").read_text()) == {
         "profile": "cpu",
         "data": data,
         "steps": 3,
     }
-    session.start("01")
+    starting.start("01")
     assert resolve_profile().data == CPU.data
     assert "lab 01 setup | profile cpu | model SmolLM2-135M-Instruct" in capsys.readouterr().out
 
 
 def test_a_lab_does_not_start_without_the_products_of_those_before_it(runs):
     with pytest.raises(LabError, match="run lab 01 first: .*base is missing"):
-        session.start("02")
+        starting.start("02")
     for product in LABS["02"].needs:
         Lab("01", resolve_profile()).keep(product, writes("x"))
-    session.start("02")
+    starting.start("02")
 
 
 def test_start_sets_telemetry_off_threads_and_the_run_s_own_caches(runs, monkeypatch):
@@ -55,7 +55,7 @@ def test_start_sets_telemetry_off_threads_and_the_run_s_own_caches(runs, monkeyp
     for name in names:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DO_NOT_TRACK", "the user's own")
-    session.start("01")
+    starting.start("01")
     assert os.environ["OLIVE_DISABLE_TELEMETRY"] == os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["DO_NOT_TRACK"] == "the user's own"
     assert os.environ["OMP_NUM_THREADS"] == str(threads())
@@ -65,7 +65,7 @@ def test_start_sets_telemetry_off_threads_and_the_run_s_own_caches(runs, monkeyp
 
 def test_a_model_of_the_hub_keeps_the_user_s_cache(runs, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    session.start("01", model="someone/some-model")
+    starting.start("01", model="someone/some-model")
     assert "HF_HUB_CACHE" not in os.environ
 
 
@@ -93,7 +93,7 @@ def test_seeds_are_the_same_at_each_start(runs):
     import torch
 
     def draw():
-        session.start("01")
+        starting.start("01")
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     assert draw() == draw()
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "file" / "runs"))
     with pytest.raises(LabError, match="outputs cannot be written to .* Set LAB_RUNS"):
-        session.start("01")
+        starting.start("01")
 
 
 def test_the_gpu_profile_without_a_gpu(runs, monkeypatch):
@@ -111,7 +111,7 @@ def test_the_gpu_profile_without_a_gpu(runs, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(LabError, match="profile gpu needs an NVIDIA GPU, and torch finds none"):
-        session.start("01", profile="gpu")
+        starting.start("01", profile="gpu")
 
 
 def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 10**9, 24 * 10**9))
     said = r"5\.0 GB of the GPU's memory are free.*Restart this kernel.*Shut Down All"
     with pytest.raises(LabError, match=said):
-        session.start("01", profile="gpu")
+        starting.start("01", profile="gpu")
 
 
 # ---- Olive's workflows

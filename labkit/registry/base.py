@@ -14,7 +14,7 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 from labkit.capture import redirect_output
 from labkit.errors import LabError
-from labkit.files import remove
+from labkit.files import listing, remove
 from labkit.registry.azure_errors import azure_errors, command_options
 from labkit.registry.manifest import MANIFEST, check_manifest, check_names
 
@@ -91,15 +91,14 @@ class Registry(abc.ABC):
                 f"{folder} was packaged as '{manifest['name']}', not as '{name}'. "
                 "Package it again under this name."
             )
-        sizes = {path: file["bytes"] for path, file in manifest["files"].items()}
+        sizes = listing(folder)
         mb = sum(sizes.values()) / 1e6
         with self.errors(f"registering {name}"):
             version, done = self._send(asset, create, manifest["content_sha256"], mb)
             stored = self.files(name, version)
-        stored.pop(MANIFEST, None)
-        if wrong := sorted({path for path, _ in stored.items() ^ sizes.items()}):
+        if wrong := {path for path, _ in stored.items() ^ sizes.items()} - {MANIFEST}:
             raise LabError(
-                f"version {version} of {name} is not what was sent: {wrong[0]} differs. "
+                f"version {version} of {name} is not what was sent: {min(wrong)} differs. "
                 "Remove that version (lab 06, 'Clean up') and register again."
             )
         print(f"{name} version {version}: {mb:.1f} MB {done}\n{self.url(name, version)}")

@@ -1,15 +1,22 @@
 # Exercise 5.2
-def one_sentence(pieces):
-    for piece in pieces:
-        yield piece
-        if "." in piece:
-            return
+famous = [max(names, key=len) for names in sights.values() if names]
+boast = f"Everywhere, in short: see {', '.join(famous)}."
+print(boast)
 
 
-whole, short = (
-    "".join(stream(question, "travel")),
-    "".join(one_sentence(stream(question, "travel"))),
+def score(text, city):
+    return names_a_sight(text, city) - names_other_sights(text, city)
+
+
+answers = {who: [row[who] for row in rows] for who in ("reference", "with")}
+answers["boaster"] = [boast] * len(rows)
+earned = {}
+for who, texts in answers.items():
+    scores = [score(text, row["city"]) for text, row in zip(texts, rows, strict=True)]
+    earned[who] = percent(scores)
+    print(f"{who}: {earned[who]}")
+lab.exercise(
+    "5.2",
+    the_boaster_earns_nothing=earned["boaster"].mean < 5,
+    the_references_keep_their_score=earned["reference"].mean >= 75,
 )
-print(short)
-wanted = whole[: whole.find(".") + 1]
-lab.exercise("5.2", ends_with_the_first_full_stop=short.strip() == wanted.strip())

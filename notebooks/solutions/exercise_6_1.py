@@ -1,6 +1,13 @@
 # Exercise 6.1
-import hashlib
+ADAPTER = "adapter_weights.onnx_adapter"
 
-digest = hashlib.sha256((package / "model.onnx").read_bytes()).hexdigest()
-print(digest)
-lab.exercise("6.1", as_in_the_manifest=digest == manifest["files"]["model.onnx"]["sha256"])
+
+def is_the_listed_file(path, listed):
+    return hashlib.sha256(path.read_bytes()).hexdigest() == listed["sha256"]
+
+
+listed = manifest["files"][ADAPTER]
+takes_travel = is_the_listed_file(package / ADAPTER, listed)
+takes_tone = is_the_listed_file(lab.path("tone.onnx_adapter"), listed)
+print(f"takes the travel adapter: {takes_travel}; takes the tone adapter: {takes_tone}")
+lab.exercise("6.1", takes_the_true_one=takes_travel, refuses_the_other=not takes_tone)

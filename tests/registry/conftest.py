@@ -1,4 +1,4 @@
-"""A package, a registry in a folder, and the emulated Azure of azure_rig/ with a registry in it."""
+"""A package, a registry in a folder, and the emulated Azure with a registry in it."""
 
 from types import SimpleNamespace
 

@@ -27,7 +27,7 @@ def stored(rig) -> dict[str, bytes]:
 
 
 def same_bytes(rig, folder: Path) -> bool:
-    """Whether the storage has exactly the files of *folder*, each below LocalUpload/HASH/package/."""
+    """Whether the storage has the files of *folder*, each below LocalUpload/HASH/package/."""
     found = {name.split("/", 3)[3]: content for name, content in stored(rig).items()}
     files = [path for path in folder.rglob("*") if path.is_file()]
     return found == {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -39,7 +39,7 @@ def stored_model(rig) -> str:
 
 
 def writes(rig, *, since: int = 0) -> list[str]:
-    """What was written, of requests number *since* and after: PUTs to the storage and to the models."""
+    """What was written, to storage and models, by the requests from number *since* on."""
     return [
         f"{r.method} {r.host}{r.path}"
         for r in rig.requests[since:]
@@ -401,6 +401,15 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(
     assert check_manifest(tmp_path / "back") == check_manifest(package)
 
 
+@pytest.mark.parametrize("action", ["drop", "drop_response"])
+def test_a_dropped_question_for_the_key_is_asked_again(registry, azure, package, tmp_path, action):
+    """It is a POST, and azure-core by itself repeats none."""
+    register(registry, package)
+    fault = azure.fault(action, method="POST", path="/listSecrets")
+    assert check_manifest(registry.download(NAME, "1", tmp_path / "back"))
+    assert fault.fired == 1
+
+
 def test_a_dropped_download_comes_back_by_itself(registry, azure, package, tmp_path):
     register(registry, package)
     fault = azure.fault("cut_body", method="GET", path="model.onnx", after=500, times=2)
@@ -454,7 +463,7 @@ def test_a_full_disk_during_the_download(registry, azure, package, tmp_path, mon
 
 
 def test_versions_of_other_tools_do_not_stand_in_the_way(registry, azure, package, tmp_path):
-    """One whose manifest is something else, and one whose files lie elsewhere: both count as other content."""
+    """One with a manifest of another kind, one with files elsewhere: both are other content."""
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "manifest.json").write_text("[]")

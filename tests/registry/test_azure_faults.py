@@ -155,7 +155,7 @@ def test_eight_attendees_at_once_get_eight_versions(rig, tmp_path):
 
 
 def test_a_download_that_is_killed_goes_on_with_the_same_bytes(rig, tmp_path):
-    """Four connections fill a range, so that a kill finds some of its chunks there and some not."""
+    """Four connections fill a range: a kill finds some of its chunks there and some not."""
     folder = tmp_path / "package"
     folder.mkdir()
     draw = random.Random(7)

@@ -1,4 +1,4 @@
-"""The Azure rig does what tests of the upload lean on: the SDK, unchanged, takes it for Azure, and it fails as it is told to."""
+"""The Azure rig: the unchanged SDK takes it for Azure, and it fails as it is told to."""
 
 import contextlib
 import http.client
