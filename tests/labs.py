@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 UNLOCKED = (
@@ -104,6 +104,10 @@ class Player:
         error = ""
         try:
             self.client.execute_cell(cell, self.book.cells.index(cell))
+        except DeadKernelError:
+            raise AssertionError(
+                f"{when}: the kernel died in cell {index}:\n{cell.source}"
+            ) from None
         except CellExecutionError as raised:
             error = (
                 raised.evalue if raised.ename == "LabError" else f"{raised.ename}: {raised.evalue}"

@@ -45,21 +45,21 @@ def browser():
 
 
 @contextlib.contextmanager
-def jupyterlab(home, log):
-    """Address of a notebook in a JupyterLab on the clone *home*, without settings of the user."""
+def jupyterlab(clone, log):
+    """Address of a notebook in a JupyterLab on the *clone*, without settings of the user."""
     env = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))
     }
-    env |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    env |= {"HOME": str(clone.parent), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with open(log, "w") as file:
-        arguments = [*command(home, port), f"--IdentityProvider.token={TOKEN}"]
+        arguments = [*command(clone, port), f"--IdentityProvider.token={TOKEN}"]
         server = subprocess.Popen(
-            arguments, cwd=home, env=env, stdout=file, stderr=subprocess.STDOUT
+            arguments, cwd=clone, env=env, stdout=file, stderr=subprocess.STDOUT
         )
     try:
         address = f"http://127.0.0.1:{port}"
