@@ -1,4 +1,4 @@
-"""Plumbing of the lab series. What a lab teaches stands in its cells; what a reader would skim is here.
+"""Plumbing of the lab series: what a reader of the cells would skim.
 
 Names are loaded on first use, so that importing labkit needs the standard library only.
 """
@@ -6,14 +6,14 @@ Names are loaded on first use, so that importing labkit needs the standard libra
 import importlib
 
 _HOME = {
-    "start": "session",
+    "start": "starting",
     "require": "machine",
     "fetch_model": "models",
     "load_records": "data",
     "fitting": "data",
-    "split_records": "data",
-    "load_tokenizer": "prompts",
-    "genai_tokenizer": "prompts",
+    "split_records": "split",
+    "load_tokenizer": "tokenizer",
+    "genai_tokenizer": "tokenizer",
     "prompt_text": "prompts",
     "chat_ids": "prompts",
     "carry_settings": "settings",
@@ -29,8 +29,8 @@ _HOME = {
     "PeakMemory": "capture",
     "dir_mb": "files",
     "olive_passes": "passes",
-    "unpack_awq": "quantize",
-    "layer_parity": "quantize",
+    "unpack_awq": "passes.awq",
+    "compare_weights": "grid",
     "bars": "charts",
     "lines": "charts",
     "table": "charts",

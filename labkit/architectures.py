@@ -33,7 +33,7 @@ REFUSED = {  # model_type -> why not
     "nemotron": _NO_AWQ,
     "phi": _NO_AWQ,
     "gemma": "no test covers it; Gemma 2 and 3 are carried",
-    "gemma3": "it reads images; the smaller Gemma 3 models, of 270M and 1B, read text only and are carried",
+    "gemma3": "it reads images; Gemma 3 of 270M and of 1B read text only and are carried",
     "granitemoehybrid": "some of its layers have no attention; Granite 3 is carried",
 }
 READERS = ("vision_config", "audio_config", "img_processor", "audio_processor")
@@ -42,12 +42,8 @@ EXPERTS = (
     "it is a mixture of experts, and AWQ's search here is for layers that every token goes through"
 )
 OTHER = "no test covers it"
-ROPE = {
-    "default",
-    "linear",
-    "llama3",
-    "longrope",
-}  # the rotary embeddings that the builder computes as transformers does
+# the rotary embeddings that the builder computes as transformers does
+ROPE = {"default", "linear", "llama3", "longrope"}
 
 
 def why_refused(config: dict) -> str:
@@ -98,9 +94,8 @@ def require_fitting_sizes(folder: Path, *, group_size: int) -> None:
     """
     from transformers import AutoConfig
 
-    full = AutoConfig.from_pretrained(
-        folder, trust_remote_code=False
-    )  # with the defaults of what config.json leaves out
+    # with the defaults of what config.json leaves out
+    full = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     head = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     sizes = {
         "hidden_size": full.hidden_size,

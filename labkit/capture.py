@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def redirect_output(path: Path):
-    """Sends what libraries print within the block, in Python, through loggers or in C, to *path*."""
+    """Sends what libraries print within the block to *path*: from Python, loggers or C."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -51,7 +51,7 @@ def last_lines(path: Path, count: int = 12) -> str:
 class PeakMemory:
     """Memory within a block, in MB (10**6 bytes), looked at 20 times a second.
 
-    *mb* is the peak of this process; *added_mb* what that is above the memory it had before the block;
+    *mb* is the peak of this process; *added_mb* what that is above what it had before the block;
     *gpu_mb* the peak in use on the first GPU, by whatever process, where *gpu* is set.
     """
 

@@ -63,10 +63,10 @@ def disk_is_full(error: Exception) -> bool:
 
 
 def network_reason(error: BaseException) -> str:
-    """What kept *error* from its server, and what mends that, without the last full stop; "" where it was no network.
+    """What kept *error* from its server, and what mends that; "" where it was no network.
 
-    Libraries wrap such errors two or three times, and their names do not tell a proxy from a
-    certificate.
+    It comes without the last full stop.     Libraries wrap such errors two or three times, and
+    their names do not tell a proxy from a certificate.
     """
     chain: list[BaseException] = []
     while error is not None and error not in chain:

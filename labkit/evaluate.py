@@ -25,11 +25,11 @@ def torch_logits(model) -> Callable:
 
 
 class OnnxLogits:
-    """Token ids -> logits [tokens, vocabulary], of the ONNX model in *folder*, with an *adapter* file or without.
+    """Token ids -> logits [tokens, vocabulary], of the ONNX model in *folder*.
 
-    It is run in ONNX Runtime itself, because GenAI returns the logits of the last position only.
-    Raises LabError where ONNX Runtime falls back to another *provider*, of which it makes no more
-    than a log line.
+    With an *adapter* file or without. It is run in ONNX Runtime itself, because GenAI returns the
+    logits of the last position only. Raises LabError where ONNX Runtime falls back to another
+    *provider*, of which it makes no more than a log line.
     """
 
     def __init__(
@@ -78,10 +78,11 @@ class OnnxLogits:
 
 
 def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list[float]]:
-    """Cross-entropy of each response token in nats, the end of the turn included; one list a record.
+    """Cross-entropy of each response token in nats; one list a record.
 
-    *logits* maps token ids to logits, as :func:`torch_logits` and :class:`OnnxLogits` do. Each record runs
-    alone, so that padding cannot matter.
+    The token that ends the turn is one of them. *logits* maps token ids to logits, as
+    :func:`torch_logits` and :class:`OnnxLogits` do. Each record runs alone, so that padding cannot
+    matter.
     """
     import torch
 
@@ -106,7 +107,7 @@ def mean_loss(losses: Sequence[Sequence[float]]) -> Estimate:
 def loss_difference(
     losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
 ) -> Estimate:
-    """Mean of *losses* minus *reference* per token, with the 95 % interval of the paired difference.
+    """Mean of *losses* minus *reference* per token, with its paired 95 % interval.
 
     Both are of the same records: what makes a record hard for both models cancels. So the interval
     is narrower than those of the two means.
@@ -120,9 +121,10 @@ def loss_difference(
 def token_speed(
     stream: Callable[[], Iterable], *, repeats: int = 5, warmup: int = 1
 ) -> tuple[Estimate, Estimate]:
-    """(tokens per second after the first token, milliseconds to it): medians, with the quartiles as ends.
+    """(tokens per second after the first token, milliseconds to it).
 
-    *stream* starts one generation and yields once a token. Raises LabError where it yields fewer than three.
+    Medians, with the quartiles as ends. *stream* starts one generation and yields once a token.
+    Raises LabError where it yields fewer than three.
     """
     speeds, first = [], []
     for run in range(warmup + repeats):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from labkit.errors import LabError
 from labkit.profiles import SEED
 
 
@@ -12,7 +13,7 @@ class Estimate:
     """A figure: its *mean*, the *low* and *high* end of its interval, and its *unit*.
 
     Without ends it is exact, as a size is. What the interval is, says the function that made it:
-    95 % for losses and shares, the quartiles for speeds. Raises ValueError where a number is not
+    95 % for losses and shares, the quartiles for speeds. Raises LabError where a number is not
     finite.
     """
 
@@ -26,7 +27,11 @@ class Estimate:
             if getattr(self, end) is None:
                 object.__setattr__(self, end, self.mean)
         if not all(map(math.isfinite, (self.mean, self.low, self.high))):
-            raise ValueError(f"not a finite figure: {self.mean} ({self.low} to {self.high})")
+            raise LabError(
+                f"a figure ({self.mean} {self.unit}) is not a finite number: most often "
+                "training went wrong, with a learning rate that is too high. Undo changes to "
+                "the profile, and run the lab again."
+            )
 
     @property
     def exact(self) -> bool:

@@ -32,9 +32,7 @@ def read_json(path: Path) -> dict:
 
 
 def remove(path: Path) -> None:
-    """Deletes *path*, a folder with all that is in it; a link, but not what it leads to; or
-    nothing.
-    """
+    """Deletes *path*: a file, a folder with all in it, or a link, but not what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -16,6 +16,16 @@ from labkit.errors import LabError
 from labkit.profiles import ROOT, Profile, runs_folder
 
 MINIMUM_DRIVER = 525  # NVIDIA's oldest driver for CUDA 12
+TELEMETRY_OFF = {
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # Olive 0.13 sends a heartbeat before it reads its switch, but none from a build server
+    "BUILDKITE": "1",
+    "AZURE_CORE_COLLECT_TELEMETRY": "0",
+    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
+}
 PACKAGES = [
     "olive-ai",
     "onnxruntime",

@@ -22,9 +22,10 @@ def make(
     log: Path,
     profile: Profile,
 ) -> tuple[Path, dict[str, float]]:
-    """Runs *build*(copy of *recipe*, *partial*); (what of *partial* shall be kept, seconds and memory in MB).
+    """Runs *build*(copy of *recipe*, *partial*); (what to keep of it, its cost).
 
-    Raises LabError, with the end of the *log*, for whatever goes wrong.
+    The cost is seconds, and memory in MB. Raises LabError, with the end of the *log*, for whatever
+    goes wrong.
     """
     remove(partial)
     expected = read_json(ROOT / "data" / "seconds.json").get(profile.name, {}).get(product)

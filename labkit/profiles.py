@@ -1,4 +1,4 @@
-"""What differs between a bare laptop and a GPU: one small table, and the overrides a user may set."""
+"""What differs between a laptop and a GPU: one small table, and what a user may set."""
 
 import os
 from dataclasses import dataclass, replace
@@ -197,7 +197,8 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
         raise LabError(
             f"the data file {profile.data} is missing, or is no file. Set LAB_DATA, or DATA in "
             "lab 01, to a file "
-            'of questions and answers (data/README.md, "Your own data"), or unset it to use data/travel.jsonl.'
+            'of questions and answers (data/README.md, "Your own data"), or unset it to use '
+            "data/travel.jsonl."
         )
     if steps is None:
         return profile

@@ -12,7 +12,8 @@ from collections.abc import Callable
 class Progress:
     """Within the block, shows what goes on and for how long, until the next :meth:`show`.
 
-    *every* is the time in seconds between two lines where there is no terminal. In a notebook the line
+    *every* is the time in seconds between two lines where there is no terminal. In a notebook the
+    line
     is written over, as on a terminal.
     """
 

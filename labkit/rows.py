@@ -1,4 +1,4 @@
-"""Rows of a data file with their places: JSON lines, a JSON array, CSV or Parquet, as they are or in gzip.
+"""Rows of a data file with their places: JSON lines, a JSON array, CSV or Parquet; in gzip, too.
 
 datasets and pandas read these, too. But a broken row of theirs is "position 28" of no line,
 missing keys and null become one, pandas takes the word NA for nothing, and datasets takes [..] and
@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = (
-    2**28
-)  # bytes once unpacked: hundreds of times what the labs can train on, and still an eighth of a small machine
+# bytes once unpacked: hundreds of times what the labs can train on, and still an eighth of the
+# memory of a small machine
+LIMIT = 2**28
 BLANK = re.compile(r"\s*")
 
 
@@ -26,9 +26,9 @@ class RowError(Exception):
 
 
 def rows(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, row) of each row of a file: the place is "line N", in Parquet "row N"; a row of CSV or Parquet is a dict.
+    """(place, row) of each row of a file: the place is "line N", in Parquet "row N".
 
-    Raises RowError with the place and what is wrong there.
+    A row of CSV or Parquet is a dict. Raises RowError with the place and what is wrong there.
     """
     data, kind = _unpacked(path), Path(path.name.lower().removesuffix(".gz")).suffix
     if data.startswith(b"PK\3\4"):
@@ -68,7 +68,10 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _too_large() -> str:
-    return f"the file holds more than {LIMIT / 1e6:.0f} MB; take a part of it, a few hundred records are enough"
+    return (
+        f"the file holds more than {LIMIT / 1e6:.0f} MB; take a part of it, a few hundred records "
+        "are enough"
+    )
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

@@ -1,37 +1,18 @@
 """A lab at work in its kernel: the settings it runs with, what it keeps, records and checks."""
 
-import os
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from labkit import checks, machine
-from labkit.charts import show_with_alternative_text
-from labkit.course import LABS, maker
+from labkit import checks
+from labkit.course import maker
 from labkit.errors import LabError
 from labkit.figures import Estimate
 from labkit.files import remove, sha256, write_json
 from labkit.making import make
 from labkit.products import Products, folder_lock
-from labkit.profiles import SEED, Profile, resolve_profile, runs_folder, saved_choice
+from labkit.profiles import Profile, runs_folder
 from labkit.summary import Records, write_summary
 from labkit.workflows import fill_workflow
-
-TELEMETRY_OFF = {
-    "OLIVE_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    # Olive 0.13 sends a heartbeat before it reads its switch, but none from a build server
-    "BUILDKITE": "1",
-    "AZURE_CORE_COLLECT_TELEMETRY": "0",
-    "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
-}
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
 
 
 class Lab:
@@ -91,7 +72,7 @@ class Lab:
         entry: str | tuple[str, ...] = (),
         anew: bool = False,
     ) -> Path:
-        """Path of *product*, a file or folder that the slow *build* writes: made once, and then kept.
+        """Path of *product*, a file or folder that the slow *build* writes, once.
 
         It is kept while what decides it stays the same: the *recipe* (plain values, such as a
         workflow), the products in *needs*, the package versions and the version of labkit's
@@ -132,13 +113,12 @@ class Lab:
         return self.folder / product
 
     def workflow(self, name: str, *, provider: str = "", **values) -> dict:
-        """The Olive workflow notebooks/workflows/NAME.json, complete: each "$slot" in it is filled in.
+        """The Olive workflow notebooks/workflows/NAME.json, with each "$slot" filled in.
 
-        Slots are the fields of the profile and the *values* given here. The systems for the
-        execution
-        *provider* (the profile's, if none is named) and Olive's cache are added. What comes out is also
-        written to workflows/NAME.json in the run folder, for `olive run --config`. Raises LabError
-        where a slot has no value.
+        Slots are the fields of the profile and the *values* given here. The system for the
+        execution *provider* (the profile's, if none is named) and Olive's cache are added. What
+        comes out is also written to workflows/NAME.json in the run folder, for `olive run
+        --config`. Raises LabError where a slot has no value.
         """
         known = vars(self.profile) | values
         known |= self.profile.derived(known["steps"])
@@ -174,7 +154,10 @@ class Lab:
 
         Where not *judged*, says so and passes.
         """
-        advice = f"Logs are in {self.logs}. './lab reset --from {self.number}' and a new run repeat this lab."
+        advice = (
+            f"Logs are in {self.logs}. './lab reset --from {self.number}' and a new run repeat "
+            "this lab."
+        )
         checks.checkpoint(number, claims, judged=judged, advice=advice)
         self.records.pass_checkpoint(self.number, dict(self.used), number)
 
@@ -201,84 +184,3 @@ class Lab:
     def _partial(self, product: str) -> Path:
         # no suffix: Olive would take it for a file
         return self.folder / f".partial-{product.replace('.', '-').replace('/', '-')}"
-
-
-def start(number: str, **explicit: str | int | None) -> Lab:
-    """The lab *number* ("01" to "06"), ready to run: names profile, model, versions, machine and folder.
-
-    Lab 01 passes its constants (profile, model, data, steps), which are saved for the labs after
-    it. Switches telemetry of Olive, Azure and the Hub off unless the environment says otherwise,
-    and fixes seeds and threads. Raises LabError where an earlier lab's product is missing or the
-    folder cannot be written.
-    """
-    choice = saved_choice()
-    if (
-        number == "01"
-    ):  # its own constants replace the saved ones; only the profile stays as it was chosen
-        choice = {key: value for key, value in choice.items() if key == "profile"}
-    lab = Lab(number, resolve_profile(saved=choice, **explicit))
-    _set_environment(lab)
-    _require_writable(lab)
-    if number == "01":
-        kept = {key: value for key, value in explicit.items() if value is not None}
-        write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
-    for product in LABS[number].needs:
-        lab.path(product)
-    # of no use to an attendee, and printed in red
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
-    import torch
-
-    show_with_alternative_text()
-    torch.set_num_threads(machine.threads())
-    _seed()
-    if lab.profile.device == "cuda":
-        machine.require_free_gpu(lab.profile)
-    print(
-        f"lab {number} {LABS[number].name} | profile {lab.profile.name} | model "
-        f"{lab.profile.model_name}"
-    )
-    print(
-        f"{machine.machine()['processor']} | {machine.threads()} threads | "
-        f"{lab.profile.provider} | outputs in {lab.folder}"
-    )
-    print(", ".join(f"{package} {found}" for package, found in machine.versions().items()))
-    return lab
-
-
-def _set_environment(lab: Lab) -> None:
-    threads = str(machine.threads())
-    fixed = {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "HF_DATASETS_CACHE": str(lab.folder / ".datasets"),
-    }
-    # Olive writes into the Hub's cache even where nothing comes from the Hub
-    if lab.profile.model.startswith("pypi:"):
-        fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
-    for name, value in (TELEMETRY_OFF | QUIET | fixed).items():
-        os.environ.setdefault(name, value)
-
-
-def _require_writable(lab: Lab) -> None:
-    probe = lab.folder / f".writable-{os.getpid()}"
-    try:
-        lab.logs.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise LabError(
-            f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a "
-            "folder that you may write to."
-        ) from None
-
-
-def _seed() -> None:
-    """As transformers.set_seed, which takes seconds to import."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(SEED)
-    np.random.seed(SEED)
-    torch.manual_seed(SEED)

@@ -10,10 +10,10 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 def carry_settings(source: Path, out: Path, **changed) -> None:
-    """Gives the checkpoint *out* both files of *source*; of config.json the *changed* keys are set, or left out if None.
+    """Gives the checkpoint *out* both files of *source*.
 
-    Libraries write their own: AutoAWQ switches the cache off, and drops the list of tokens that
-    end an answer.
+    Of config.json the *changed* keys are set, or left out if None. Libraries write their own:
+    AutoAWQ switches the cache off, and drops the list of tokens that end an answer.
     """
     config = json.loads((source / CONFIG).read_text()) | changed
     for key in [

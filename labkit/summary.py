@@ -72,7 +72,7 @@ class Records:
         return found
 
     def peak_mb(self) -> dict[str, float]:
-        """Lab -> the most memory that its kernel had in use when it last recorded a figure, in MB."""
+        """Lab -> the most memory in MB that its kernel had used when it last recorded a figure."""
         found = {lab: read_json(self.folder / f"{lab}.json").get("peak_rss_mb") for lab in LABS}
         return {lab: mb for lab, mb in found.items() if mb}
 

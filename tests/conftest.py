@@ -6,16 +6,29 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from azure_rig import rig, rig_session  # noqa: F401
 
-from labkit import workspace
-from labkit.cloud import WORKSPACE
+from labkit.course import LABS
+from labkit.products import Products
 from labkit.profiles import ROOT
+from labkit.registry.sdk import VARIABLES
+
+pytest_plugins = ["azure_rig.fixtures"]
+
+# Each of these takes the products of the notebooks of this test run, or runs labs of its own.
+LAST = (
+    "test_browser.py",
+    "test_azure_labs.py",
+    "test_solutions.py",
+    "test_outcome.py",
+    "test_graph.py",
+    "test_play.py",
+    "test_trained.py",
+)
 
 
 def pytest_configure(config):
     # a test run neither reads nor writes the user's own runs and settings
-    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *WORKSPACE):
+    for name in ("LAB_PROFILE", "LAB_MODEL", "LAB_DATA", "LAB_LOCK_HELD", *VARIABLES):
         os.environ.pop(name, None)
     os.environ["LAB_REHEARSE"] = (
         "1"  # a config.json above the repository must not make tests upload
@@ -32,13 +45,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Unit tests, then the notebooks in order, then what looks at their products or runs them again."""
-    last = ("test_browser.py", "test_azure_labs.py", "test_solutions.py", "test_products.py")
-    items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name in last))
+    """Unit tests, then the notebooks in order, then what takes their products."""
+    items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name in LAST))
 
 
 class NotRun:
-    """A notebook whose input is missing because an earlier one failed is not run, and has not failed."""
+    """A notebook that misses a product because an earlier one failed is not run, and has not
+    failed.
+    """
 
     def __init__(self):
         self.failed = False
@@ -46,13 +60,9 @@ class NotRun:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
         if item.path.suffix == ".ipynb" and self.failed:
-            folder = Path(os.environ["LAB_RUNS"]) / "cpu"
-            missing = [
-                p
-                for p in workspace.LABS[item.path.name[:2]][1]
-                if not workspace.is_current(folder, p)
-            ]
-            if missing:
+            products = Products(Path(os.environ["LAB_RUNS"]) / "cpu")
+            needs = LABS[item.path.name[:2]].needs
+            if missing := [need for need in needs if not products.is_current(need)]:
                 pytest.skip(f"not run: an earlier lab failed, and {', '.join(missing)} is missing")
 
     def pytest_runtest_logreport(self, report):
@@ -101,15 +111,25 @@ def byte_tokenizer():
 
 @pytest.fixture
 def tiny(tmp_path, byte_tokenizer):
-    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat template."""
+    """Folder of a real, tiny Llama with random weights and a byte-level tokenizer with a chat
+    template.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, eos_token_id=256, pad_token_id=256, max_position_embeddings=256,
-    )  # fmt: skip
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=256,
+        pad_token_id=256,
+        max_position_embeddings=256,
+    )
     model = LlamaForCausalLM(config)
     # a few channels carry far more than the rest, as in a trained model
     for layer in model.model.layers:

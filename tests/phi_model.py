@@ -1,4 +1,6 @@
-"""Phi-3.5-mini-instruct as it is published, but for its weights: configuration, generation settings, tokenizer; any size."""
+"""Phi-3.5-mini-instruct as it is published, but for its weights: configuration, generation
+settings, tokenizer; any size.
+"""
 
 import json
 from pathlib import Path
@@ -6,15 +8,17 @@ from pathlib import Path
 from templates import template
 
 LONG = (
-    "1.08 1.11 1.14 1.34 1.59 1.6 1.62 2.62 3.23 3.23 4.79 7.4 7.7 9.09 12.2 17.67 24.46 28.57 30.42 30.84 32.59 32.93 42.32 "
-    "44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 63.14 63.14 63.77 63.93 63.96 63.97 64.03 64.07 64.08 64.12 "
-    "64.41 64.48 64.51 64.53 64.84"
+    "1.08 1.11 1.14 1.34 1.59 1.6 1.62 2.62 3.23 3.23 4.79 7.4 7.7 9.09 12.2 17.67 24.46 28.57 "
+    "30.42 30.84 32.59 32.93 42.32 44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 "
+    "63.14 63.14 63.77 63.93 63.96 63.97 64.03 64.07 64.08 64.12 64.41 64.48 64.51 64.53 64.84"
 )
 SHORT = (
-    "1.0 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 1.79 1.82 1.85 1.88 1.91 1.94 "
-    "1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
+    "1.0 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 "
+    "1.79 1.82 1.85 1.88 1.91 1.94 1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 "
+    "2.03 2.03 2.03 2.03 2.08 2.09 2.19 2.22 2.59 2.73 2.75 2.84"
 )
-# where somebody has put the tokenizer of the published model, beside the repository; it is not part of it
+# where somebody has put the tokenizer of the published model, beside the repository; it is not
+# part of it
 PUBLISHED_TOKENIZER = (
     Path(__file__).resolve().parents[2] / "shared" / "models" / "phi-3-mini-tokenizer"
 )
@@ -39,10 +43,12 @@ def write_phi(
     mlp: int = 8192,
     tied: bool = False,
 ) -> None:
-    """Writes a checkpoint with seeded random weights to *folder*; every 64th channel of a norm is 20 times the rest.
+    """Writes a checkpoint with seeded random weights to *folder*.
 
-    The *tokenizer* is a folder with that of the published model; without one, a small one with the same flags is made.
-    Source: config.json, generation_config.json and tokenizer_config.json of microsoft/Phi-3.5-mini-instruct.
+    Every 64th channel of a norm is 20 times the rest.
+    The *tokenizer* is a folder with that of the published model; without one, a small one with the
+    same flags is made. Source: config.json, generation_config.json and tokenizer_config.json of
+    microsoft/Phi-3.5-mini-instruct.
     """
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
@@ -123,7 +129,9 @@ def published_config(*, layers: int, hidden: int, mlp: int) -> dict:
 
 
 def small_tokenizer():
-    """Characters and bytes in Phi-3's manner: a word begins with "▁", and a control token takes the spaces after it."""
+    """Characters and bytes in Phi-3's manner: a word begins with "▁", and a control token takes
+    the spaces after it.
+    """
     from string import printable
 
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -166,6 +174,13 @@ def small_tokenizer():
         ]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>",
-        chat_template=template("phi3"), padding_side="left", clean_up_tokenization_spaces=False, model_max_length=131072,
-    )  # fmt: skip
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        chat_template=template("phi3"),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=131072,
+    )

@@ -12,7 +12,9 @@ MAY_DIFFER = {
 
 
 def damaged(source: Path, product: Path) -> dict:
-    """Keys of config.json and generation_config.json that differ from the *source*'s, but for those that must."""
+    """Keys of config.json and generation_config.json that differ from the *source*'s, but for
+    those that must.
+    """
     found = {}
     for name in ("config.json", "generation_config.json"):
         before, after = (json.loads((folder / name).read_text()) for folder in (source, product))

@@ -1,8 +1,10 @@
-"""Each architecture that the labs carry, tiny and with random weights, through what labs 01 to 05 do.
+"""Each architecture that the labs carry, tiny and with random weights, through labs 01 to 05.
 
-docs/MODELS.md holds what is found here: LAB_WRITE=1 python -m pytest tests/test_architectures.py writes it.
+docs/MODELS.md holds what is found here: LAB_WRITE=1 python -m pytest tests/test_architectures.py
+writes it.
 """
 
+import ast
 import json
 import os
 import re
@@ -13,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import assert_valid
 
 import labkit
 from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_refused
+from labkit.course import notebook_path
 from labkit.errors import LabError
 from labkit.models import fetch_model
 from labkit.profiles import PROFILES, ROOT
-from labkit.workspace import Lab, notebook_path
+from labkit.session import Lab
 
 CPU = PROFILES["cpu"]
 PAGE = ROOT / "docs" / "MODELS.md"
@@ -50,34 +54,53 @@ TWO_ROPES = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
 }
-# settings of real models, made so small that a record of some hundred tokens goes beyond each window and original length
+# settings of real models, made so small that a record of some hundred tokens goes beyond each
+# window and original length
 CASES = {
     "llama": {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64}},
     "phi3": {
-        "hidden_size": 128, "num_attention_heads": 2, "rope_scaling": LONG, "original_max_position_embeddings": 64,
-        "partial_rotary_factor": 0.75, "initializer_range": 0.1,
+        "hidden_size": 128,
+        "num_attention_heads": 2,
+        "rope_scaling": LONG,
+        "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 0.75,
+        "initializer_range": 0.1,
     },
     "qwen2": {"use_sliding_window": False, "sliding_window": 32},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": False},
     "mistral": {"head_dim": 32, "sliding_window": 32, "tie_word_embeddings": False},
     "gemma2": {
-        "head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0,
+        "head_dim": 32,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0,
     },
     "gemma3_text": {
-        "head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 24, "num_hidden_layers": 3, "rope_parameters": TWO_ROPES,
+        "head_dim": 32,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 24,
+        "num_hidden_layers": 3,
+        "rope_parameters": TWO_ROPES,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     },
     "smollm3": {"num_hidden_layers": 4},
-    "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.6, "logits_scaling": 2.0},
-}  # fmt: skip
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.4,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+    },
+}
 SPECIAL = {
     "llama": "rope scaling of Llama 3",
     "phi3": "joined layers, partial rotary embedding, LongRoPE",
     "qwen2": "biases of q, k and v",
     "qwen3": "norms of q and k, heads of their own size",
     "mistral": "sliding window, heads of their own size",
-    "gemma2": "norms of 1 + weight, norms behind the layers, soft caps, a window in every second layer",
+    "gemma2": (
+        "norms of 1 + weight, norms behind the layers, soft caps, a window in every second layer"
+    ),
     "gemma3_text": "as Gemma 2 but for the caps; norms of q and k, two rotary embeddings",
     "smollm3": "every fourth layer without rotary embedding",
     "granite": "multipliers of embedding, attention, residual and logits",
@@ -89,21 +112,35 @@ RECORDS = [
     },
     {
         "prompt": "Hi?",
-        "response": "Hello, and welcome to a long answer that says little, so that it has more tokens than a window.",
+        "response": (
+            "Hello, and welcome to a long answer that says little, so that it has more tokens "
+            "than a window."
+        ),
     },
 ]
 
 
 def make(kind: str, folder: Path, tokenizer, **settings) -> Path:
-    """A model whose norms and biases are no ones and zeros, and of which a few channels carry more than the rest."""
+    """A model whose norms and biases are no ones and zeros, and of which a few channels carry more
+    than the rest.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     same = {
-        "vocab_size": 257, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "eos_token_id": 256, "pad_token_id": 256, "bos_token_id": 256,
-        "max_position_embeddings": 512, "initializer_range": 0.15, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "vocab_size": 257,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+        "bos_token_id": 256,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,
+        "tie_word_embeddings": True,
+    }
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(kind, **same | CASES[kind] | settings)
     )
@@ -143,7 +180,9 @@ def apart(found, wanted) -> float:
 
 @dataclass
 class Route:
-    """What came of one architecture; the differences are of the losses of all tokens, in their own spreads."""
+    """What came of one architecture; the differences are of the losses of all tokens, in their own
+    spreads.
+    """
 
     values: int  # in a group of the AWQ grid, at most
     plain_rounding: float  # difference of the model of rounded weights from the one in 16 bits
@@ -155,18 +194,17 @@ class Route:
     parity: dict
     off: float  # ONNX against torch
     on: float
-    worse: list[
-        float
-    ]  # how much worse, in transformers' logits, GenAI's tokens are than the best, in their spreads
+    # how much worse, in transformers' logits, GenAI's tokens are than the best, in their spreads
+    worse: list[float]
 
 
 def rounded_to_nearest(folder: Path):
-    from labkit.passes.awq_search import rounded
+    from labkit.grid import round_to_grid
 
     model = load(folder)
     for module in model.model.layers.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.data = rounded(module.weight.data, 32)
+            module.weight.data = round_to_grid(module.weight.data, 32).values()
     return model
 
 
@@ -175,8 +213,12 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
     import onnxruntime as ort
     from peft import LoraConfig, get_peft_model
 
-    def losses(model, **options):
-        return labkit.record_losses(model, tokenizer, RECORDS, **options)
+    def losses(model, adapter=None):
+        is_onnx = isinstance(model, Path)
+        logits = (
+            labkit.OnnxLogits(model, adapter=adapter) if is_onnx else labkit.torch_logits(model)
+        )
+        return labkit.record_losses(logits, tokenizer, RECORDS)
 
     # lab 01
     fetch_model(folder / "base", replace(CPU, model=str(make(kind, folder / "source", tokenizer))))
@@ -186,11 +228,12 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         for record in labkit.load_records(CPU.data)[:4]
     ]
     (folder / "calibration.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    workflow = Lab("02", CPU).workflow("quantize", model_path=folder / "base")
-    workflow["passes"]["awq"] |= {
-        "dtype": "float32",
-        "calibration_file": str(folder / "calibration.jsonl"),
-    }
+    workflow = Lab("02", CPU).workflow(
+        "quantize",
+        model=folder / "base",
+        calibration=folder / "calibration.jsonl",
+        quantize_dtype="float32",
+    )
     labkit.unpack_awq(olive_run(workflow, folder / "awq"), folder / "dense")
     base, model = losses(load(folder / "base")), load(folder / "dense")
     linears = {
@@ -209,21 +252,21 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
     tuned = losses(model)
     trained = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
     # lab 04
+    tied = model.config.tie_word_embeddings
     workflow = Lab("04", CPU).workflow(
-        "optimize", model_path=folder / "dense", adapter_path=folder / "adapter"
+        "optimize", model=folder / "dense", adapter=folder / "adapter", tied=tied
     )
     capture = workflow["passes"]["capture"]
-    if not model.config.tie_word_embeddings:
+    if not tied:
         surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
-        capture["extra_options"]["shared_embeddings"] = surgery[
-            "remove_duplicate_initializers"
-        ] = False
+        surgery["remove_duplicate_initializers"] = False
         workflow["passes"] = {
             "capture": capture,
             "embedding": surgery,
             "extract": workflow["passes"]["extract"],
         }
     onnx_dir = olive_run(workflow, folder / "onnx")
+    assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
     return Route(
         values=values,
@@ -233,7 +276,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         linears={name.split(".")[-1] for name in linears},
         effect=apart(tuned, plain),
         joined=len(ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()),
-        parity=labkit.layer_parity(onnx_dir, folder / "dense"),
+        parity=labkit.compare_weights(onnx_dir, folder / "dense"),
         off=apart(losses(onnx_dir), plain),
         on=apart(losses(onnx_dir, adapter=adapter), tuned),
         worse=worse(model, onnx_dir, adapter, tokenizer),
@@ -241,7 +284,9 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
 
 
 def worse(model, onnx_dir: Path, adapter: Path, tokenizer) -> list[float]:
-    """Lab 05: 24 greedy tokens of GenAI without and with the adapter; transformers reads them and says how good each was."""
+    """Lab 05: 24 greedy tokens of GenAI without and with the adapter; transformers reads them and
+    says how good each was.
+    """
     import onnxruntime_genai as og
 
     engine = og.Model(str(onnx_dir))
@@ -303,20 +348,20 @@ def route(tmp_path_factory, byte_tokenizer):
 def same_logits(
     folder: Path, tmp_path: Path, *, provider: str = CPU.provider, precision: str = "fp32"
 ) -> dict[int, float]:
-    """Tokens -> relative difference of the logits, between transformers and the graph for *provider*, run on the CPU."""
-    from labkit.evaluate import _onnx_logits
-
-    workflow = Lab("04", CPU).workflow("optimize", provider=provider, model_path=folder)
+    """Tokens -> relative difference of the logits, between transformers and the graph for
+    *provider*, run on the CPU.
+    """
+    workflow = Lab("04", CPU).workflow(
+        "optimize", provider=provider, model=folder, adapter=None, tied=True
+    )
     del workflow["input_model"]["adapter_path"]
     capture = {
         "type": "LoraModelBuilder",
         "precision": precision,
         "extra_options": {"hf_remote": False},
     }
-    logits = _onnx_logits(
-        olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx"),
-        CPU.provider,
-        None,
+    logits = labkit.OnnxLogits(
+        olive_run(workflow | {"passes": {"capture": capture}}, tmp_path / "onnx")
     )
     model, found = load(folder), {}
     ids = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -380,9 +425,11 @@ def checks(kind: str, found: Route) -> dict[str, bool]:
 def test_the_search_runs_each_block_as_the_model_does_and_its_scales_cancel(
     kind, tmp_path, byte_tokenizer, monkeypatch
 ):
-    """Without rounding, and with whatever scales, the model stays the same; masks and rotary embeddings differ by block."""
+    """Without rounding, and with whatever scales, the model stays the same; masks and rotary
+    embeddings differ by block.
+    """
     from labkit.passes.awq import awq_quantize
-    from labkit.passes.awq_search import DeviceQuantizer
+    from labkit.passes.awq_blocks import DeviceQuantizer
 
     folder, found, quantize = (
         make(kind, tmp_path / "model", byte_tokenizer),
@@ -425,39 +472,13 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
     from safetensors.torch import load_file
 
     folder = make(kind, tmp_path / "model", byte_tokenizer)
-    workflow = Lab("03", CPU).workflow("finetune", model_path=folder)
-    (tmp_path / "train.jsonl").write_text(
-        "".join(json.dumps(record) + "\n" for record in RECORDS * 4)
+    records = tmp_path / "records.jsonl"
+    records.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 4))
+    workflow = Lab("03", CPU).workflow(
+        "finetune", model=folder, train=records, heldout=records, steps=2, dtype="float32"
     )
-    load_data = {
-        "data_name": "json",
-        "data_files": str(tmp_path / "train.jsonl"),
-        "split": "train",
-    }
-    process = {
-        "type": "text_generation_huggingface_pre_process",
-        "model_name": str(folder),
-        "text_template": "{prompt} {response}",
-    }
-    process |= {"strategy": "line-by-line", "max_seq_len": 160, "pad_to_max_len": False}
-    data = {
-        "name": "train",
-        "type": "HuggingfaceContainer",
-        "load_dataset_config": load_data,
-        "pre_process_data_config": process,
-    }
-    lora = workflow["passes"]["lora"] | {
-        "target_modules": list(CPU.lora_targets),
-        "torch_dtype": "float32",
-    }
-    del lora["eval_data_config"]
-    lora["training_args"] |= {
-        "max_steps": 2,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "output_dir": str(tmp_path / "trainer"),
-    }
-    olive_run(workflow | {"data_configs": [data], "passes": {"lora": lora}}, tmp_path / "lora")
+    workflow["passes"]["lora"]["training_args"]["output_dir"] = str(tmp_path / "trainer")
+    olive_run(workflow, tmp_path / "lora")
     adapter = load_file(next((tmp_path / "lora").rglob("adapter_model.safetensors")))
     linears = [
         name
@@ -471,54 +492,32 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
 # ---- what the notebooks look at
 
 
-def cell_of(number: str, start: str) -> str:
-    """Source of the one cell of a lab that has a line which begins with *start*."""
-    cells = (
-        "".join(cell["source"]) for cell in json.loads(notebook_path(number).read_text())["cells"]
-    )
-    return next(cell for cell in cells if re.search(f"^{re.escape(start)}", cell, re.MULTILINE))
+def function_of(number: str, name: str):
+    """The function *name* that a cell of a lab defines."""
+    for cell in json.loads(notebook_path(number).read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            for node in ast.parse("".join(cell["source"])).body:
+                if isinstance(node, ast.FunctionDef) and node.name == name:
+                    scope = {"torch": torch}
+                    exec(ast.unparse(node), scope)
+                    return scope[name]
+    raise AssertionError(f"lab {number} defines no function {name}")
 
 
 @pytest.mark.parametrize("kind", CARRIED)
 def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_tokenizer):
-    from labkit.passes.awq_search import DeviceQuantizer
+    from labkit.passes.awq_blocks import DeviceQuantizer
 
-    block, search = (
-        load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1],
+    block = load(make(kind, tmp_path / "model", byte_tokenizer)).model.layers[1]
+    search, scales = (
         object.__new__(DeviceQuantizer),
-    )
-    scope, scales, search.apply_clip = (
-        {"block": block, "torch": torch},
         0.5 + torch.rand(CASES[kind].get("hidden_size", 64)),
-        False,
     )
-    lines = (cell_of("02", "norm = ") + "\n" + cell_of("02", "scale = ")).splitlines()
-    before, after = (
-        [line for line in lines if line.startswith(starts)]
-        for starts in (("ones = ", "norm = "), "scale = ")
-    )
-    exec("\n".join(before), scope)
-    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales, {})
-    exec("\n".join(after), scope)
-    torch.testing.assert_close(scope["scale"], scales, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["phi3", "gemma3_text", "llama"])
-def test_lab_04_counts_the_operators_before_fusion(kind, tmp_path, byte_tokenizer):
-    from collections import Counter
-
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    scope = {
-        "AutoConfig": AutoConfig,
-        "AutoModelForCausalLM": AutoModelForCausalLM,
-        "torch": torch,
-        "Counter": Counter,
-    }
-    scope["dense_dir"] = make(kind, tmp_path / "model", byte_tokenizer)
-    exec(cell_of("04", "def unfused():").split("\n\n\nbefore")[0], scope)
-    assert scope["unfused"]()["operators"]["MatMul"] >= 4
+    search.apply_clip = False
+    gain_of = function_of("02", "gain_of")
+    before = gain_of(block)
+    search._scale({"prev_op": block.input_layernorm, "layers": []}, scales)
+    torch.testing.assert_close(before / gain_of(block), scales, rtol=1e-3, atol=1e-3)
 
 
 # ---- refused
@@ -660,7 +659,8 @@ def test_the_page_is_what_was_found(route):
         parts[1::2] = found
         PAGE.write_text("".join(parts))
     assert parts[1::2] == found, (
-        "LAB_WRITE=1 python -m pytest tests/test_architectures.py writes the tables of docs/MODELS.md"
+        "LAB_WRITE=1 python -m pytest tests/test_architectures.py writes the tables of "
+        "docs/MODELS.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""Lab 06, and lab 01 with a model from the catalog, on the products of this test run, in the emulated Azure."""
+"""In the emulated Azure, on products of this test run: lab 06; lab 01 with a catalog's model."""
 
 import os
 import re
@@ -9,8 +9,8 @@ import sys
 import nbformat
 import pytest
 
+from labkit.course import notebook_path
 from labkit.profiles import ROOT
-from labkit.workspace import notebook_path
 
 
 @pytest.fixture
@@ -67,10 +67,11 @@ def test_lab_06_uploads_and_gets_it_back_and_tells_no_secret(rig, inside, notebo
 
 
 def test_lab_01_fetches_a_real_model_from_the_catalog(rig, inside, notebook_runs, tmp_path):
-    """The model of this test run, under the name that a colleague would type: the same weights arrive."""
+    """This test run's model, under the name that a colleague would type: the weights arrive."""
     rig.publish(notebook_runs / "base", "SmolLM2-135M-Instruct", "4")
     code = (
-        "import sys; from pathlib import Path; import labkit; from labkit.profiles import resolve_profile\n"
+        "import sys; from pathlib import Path; import labkit\n"
+        "from labkit.profiles import resolve_profile\n"
         "labkit.fetch_model(Path(sys.argv[1]), resolve_profile())"
     )
     address = "azureml://registries/azureml/models/SmolLM2-135M-Instruct/versions/4"
@@ -92,7 +93,8 @@ def test_lab_01_fetches_a_real_model_from_the_catalog(rig, inside, notebook_runs
 
 
 def test_any_command_runs_inside_the_rig(notebook_runs):
-    code = "import os; from azure.identity import DefaultAzureCredential as D; print(os.environ['AZURE_ML_WORKSPACE'])\n"
+    code = "import os; from azure.identity import DefaultAzureCredential as D\n"
+    code += "print(os.environ['AZURE_ML_WORKSPACE'])\n"
     code += "print(D().get_token('https://management.azure.com/.default').token.count('.'))"
     command = [sys.executable, str(ROOT / "tests" / "azure_rig"), sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

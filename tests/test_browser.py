@@ -1,9 +1,12 @@
-"""In a real browser, in JupyterLab as './lab open' starts it: lab 05's chat cell, and texts that look like markup."""
+"""In a real browser, in JupyterLab as './lab open' starts it: working copies, links, lab 05's chat
+cell, and texts that look like markup.
+"""
 
 import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
@@ -11,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from labkit.commands import run
-from labkit.commands.open import command, free_port
+from labkit.commands.open import command
+from labkit.commands.report import write_report
+from labkit.products import Products
 from labkit.profiles import ROOT
 
 INSTALL = (
@@ -21,9 +25,11 @@ INSTALL = (
 ANSWER = re.compile(r"Answer\s*\w")
 SPEED = re.compile(r"[1-9]\d* tokens, [1-9]\d* tokens/s")
 TOKEN = "browser-test"
+SLOW_MS = 240_000  # a machine that also does other things
 WATCH = """box => {
     window.seen = [];
-    new MutationObserver(() => window.seen.push(box.innerText)).observe(box, {childList: true, subtree: true});
+    const watch = new MutationObserver(() => window.seen.push(box.innerText));
+    watch.observe(box, {childList: true, subtree: true});
 }"""
 
 
@@ -39,43 +45,64 @@ def browser():
 
 
 @contextlib.contextmanager
-def jupyterlab(home, log):
-    """Address of a JupyterLab on the notebooks in *home*, which it may save; it reads no settings of the user's own."""
+def jupyterlab(clone, log):
+    """Address of a notebook in a JupyterLab on the *clone*, without settings of the user."""
     env = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))
     }
-    env |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
-    port = free_port(8988)
+    env |= {"HOME": str(clone.parent), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with open(log, "w") as file:
-        arguments = [*command(home / "notebooks", port), f"--IdentityProvider.token={TOKEN}"]
+        arguments = [*command(clone, port), f"--IdentityProvider.token={TOKEN}"]
         server = subprocess.Popen(
-            arguments, cwd=home, env=env, stdout=file, stderr=subprocess.STDOUT
+            arguments, cwd=clone, env=env, stdout=file, stderr=subprocess.STDOUT
         )
     try:
         address = f"http://127.0.0.1:{port}"
         wait_for(f"{address}/api?token={TOKEN}", server, log)
-        yield f"{address}/lab/tree/{{}}?token={TOKEN}".format
+        yield f"{address}/lab/tree/notebooks/{{}}?token={TOKEN}".format
     finally:
         server.terminate()
         server.wait(60)
 
 
 @pytest.fixture
-def address(browser, notebook_runs, tmp_path):
-    """Address of lab 05 in a JupyterLab on a copy of the notebooks."""
-    shutil.copytree(
-        ROOT / "notebooks",
-        tmp_path / "notebooks",
-        ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
-    )
-    with jupyterlab(tmp_path, notebook_runs / "logs" / "browser-jupyterlab.log") as address:
+def clone(tmp_path):
+    """A clone without labkit, which the kernel has from PYTHONPATH, as git sees it."""
+    clone = tmp_path / "clone"
+    for name in ("notebooks", "docs"):
+        shutil.copytree(
+            ROOT / name,
+            clone / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
+        )
+    shutil.copy(ROOT / ".gitignore", clone)
+    git(clone, "init", "--quiet")
+    git(clone, "add", "--all")
+    git(clone, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t")
+    return clone
+
+
+def git(clone, *arguments) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=clone, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def address(browser, notebook_runs, clone):
+    """Address of lab 05 in a JupyterLab on a clone."""
+    with jupyterlab(clone, notebook_runs / "logs" / "browser-jupyterlab.log") as address:
         yield address("05_infer.ipynb")
 
 
 def wait_for(url, server, log):
-    for _ in range(600):
+    for _ in range(SLOW_MS // 100):
         assert server.poll() is None, f"JupyterLab ended at once:\n{log.read_text()[-3000:]}"
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(url).close()
@@ -83,20 +110,84 @@ def wait_for(url, server, log):
     pytest.fail(f"JupyterLab does not answer:\n{log.read_text()[-3000:]}")
 
 
-def test_a_question_is_answered_in_the_browser(browser, address, notebook_runs):
-    from playwright.sync_api import sync_playwright
+@pytest.fixture
+def page(browser):
+    """A page of a laptop's size."""
+    from playwright.sync_api import expect, sync_playwright
 
-    requests = []
+    expect.set_options(timeout=SLOW_MS)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser)
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("websocket", lambda socket: requests.append(socket.url))
-        try:
-            use(page, address)
-        finally:
-            page.screenshot(path=notebook_runs / "browser.png")
-            chromium.close()
+        page = chromium.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(SLOW_MS)
+        yield page
+        chromium.close()
+
+
+MINE = "print('mine:', ' '.join(['wordofsixteenchr'] * 20))"
+SIDEWAYS = """[...document.querySelectorAll('.jp-Notebook *')]
+    .filter(e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"""
+
+
+def test_what_is_run_and_saved_leaves_the_clone_clean(clone, page, tmp_path):
+    from playwright.sync_api import expect
+
+    with jupyterlab(clone, tmp_path / "jupyterlab.log") as address:
+        page.goto(address("01_setup.ipynb"))
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
+        cell = page.locator(".jp-CodeCell").first
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+a")
+        page.keyboard.type(f"{MINE}  # {'a comment that is too long for a laptop ' * 3}")
+        page.keyboard.press("Control+Enter")
+        printed = cell.locator(".jp-OutputArea-output pre")
+        expect(printed).to_contain_text("mine: wordof")
+        assert words(printed) == ["mine:", *["wordofsixteenchr"] * 20]
+        assert page.evaluate(SIDEWAYS) == []
+        page.keyboard.press("Control+s")
+        copy = clone / "runs" / "working" / "01_setup.ipynb"
+        wait_until(copy.exists)
+        wait_until(lambda: "mine: wordof" in copy.read_text())
+        assert git(clone, "status", "--porcelain") == ""
+        page.reload()
+        expect(page.locator(".jp-CodeCell .cm-content").first).to_contain_text("print('mine:'")
+        page.get_by_role("link", name="glossary").first.click()
+        expect(page.get_by_role("heading", name="Glossary")).to_be_visible()
+
+
+def words(element) -> list[str]:
+    """The words of *element*, those cut that go over the end of a line."""
+    return element.evaluate(
+        """pre => {
+            const words = [], range = document.createRange(), text = pre.firstChild;
+            for (const word of text.data.matchAll(/\\S+/g)) {
+                range.setStart(text, word.index);
+                range.setEnd(text, word.index + word[0].length);
+                const parts = range.getClientRects().length;
+                words.push(parts == 1 ? word[0] : `${word[0]} on ${parts} lines`);
+            }
+            return words;
+        }"""
+    )
+
+
+def wait_until(condition):
+    for _ in range(SLOW_MS // 100):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("it does not come true")
+
+
+def test_a_question_is_answered_in_the_browser(page, address, notebook_runs):
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: requests.append(socket.url))
+    try:
+        use(page, address)
+    finally:
+        page.screenshot(path=notebook_runs / "browser.png")
     hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"}
 
@@ -113,10 +204,12 @@ HOSTILE = [
     "{{ 7 * 7 }} {% raw %}",
 ]
 CELLS = [
-    "import labkit\nfrom labkit.charts import show_with_alternative_text\nfrom labkit.errors import LabError",
+    "import labkit\nfrom labkit.charts import show_with_alternative_text\n"
+    "from labkit.errors import LabError",
     f"show_with_alternative_text()\nTEXTS = {HOSTILE!r}",
     "labkit.table([{TEXTS[0]: text, TEXTS[3]: text} for text in TEXTS])",
-    "labkit.chat_box(lambda *_: iter(TEXTS), adapters={TEXTS[3]: None}, example=' '.join(TEXTS), room=lambda _: 99)",
+    "labkit.chat_box(lambda *_: iter(TEXTS), adapters={TEXTS[3]: None}, "
+    "example=' '.join(TEXTS), room=lambda _: 99)",
     "print(*TEXTS, sep='\\n')",
     "TEXTS",
     "labkit.bars(dict.fromkeys(TEXTS, 1.0), ylabel='$', title='$x_{$ ' + TEXTS[0]);",
@@ -124,11 +217,11 @@ CELLS = [
 ]
 
 
-def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path):
+def test_texts_that_look_like_markup_are_shown_and_run_nothing(page, tmp_path):
     """As an opened notebook that nobody trusts, run in JupyterLab, and in the report."""
     import nbclient
     import nbformat
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     formula = nbformat.v4.new_markdown_cell(
         "A formula of ours: $a + b$."
@@ -138,32 +231,26 @@ def test_texts_that_look_like_markup_are_shown_and_run_nothing(browser, tmp_path
         notebook, kernel_name="python3", allow_errors=True, coalesce_streams=True
     ).execute(env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"})
     home = tmp_path / "brackets [1]::é"  # no glob, and no address of a loader
-    executed = run.executed_path(home, "05")
+    executed = home / "notebooks" / "05_infer.ipynb"
     executed.parent.mkdir(parents=True)
     nbformat.write(notebook, executed)
-    report = run.write_report(home)
-    with sync_playwright() as playwright, jupyterlab(home, tmp_path / "jupyterlab.log") as address:
-        expect.set_options(timeout=60_000)
-        chromium = playwright.chromium.launch(executable_path=browser)
-        page = chromium.new_page(viewport={"width": 1280, "height": 4000})
-        try:
-            page.goto(address(executed.name))
-            shown_as_they_are(page, box='[data-mime-type="text/html"]')
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled(
-                timeout=180_000
-            )
-            shown_as_they_are(page, box=".widget-vbox")
-            page.goto(report.as_uri())
-            shown_as_they_are(page, box=None)
-        finally:
-            page.screenshot(path=tmp_path / "hostile.png")
-            chromium.close()
+    report = write_report(Products(home))
+    page.set_viewport_size({"width": 1280, "height": 4000})
+    with jupyterlab(home, tmp_path / "jupyterlab.log") as address:
+        page.goto(address("05_infer.ipynb"))
+        shown_as_they_are(page, box='[data-mime-type="text/html"]')
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+        shown_as_they_are(page, box=".widget-vbox")
+        page.goto(report.as_uri())
+        shown_as_they_are(page, box=None)
 
 
 def shown_as_they_are(page, *, box):
-    """The texts are in table, chat box, printed lines, values and error; the formula is set where MathJax is, and no other."""
+    """The texts are in table, chat box, printed lines, values and error; the formula is set where
+    MathJax is, and no other.
+    """
     from playwright.sync_api import expect
 
     outputs = page.locator(".jp-OutputArea-output")
@@ -196,7 +283,6 @@ def shown_as_they_are(page, *, box):
 def use(page, address):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=60_000)
     page.goto(address)
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     page.get_by_role("menuitem", name="Run", exact=True).click()

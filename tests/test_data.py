@@ -15,10 +15,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from labkit import files, rows, workspace
-from labkit.data import chat_ids, fitting, load_records, split_records
+from labkit import files, rows
+from labkit.data import chat_ids, fitting, load_records
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
+from labkit.split import split_records
+from labkit.starting import start
 
 CPU = PROFILES["cpu"]
 
@@ -377,7 +379,9 @@ def tokenizer(tiny):
 
 
 def sized(tokenizer, question: int, answer: int) -> dict:
-    """A record of the tiny model, a token a letter: tokens before the answer, and tokens of the answer with its end."""
+    """A record of the tiny model, a token a letter: tokens before the answer, and tokens of the
+    answer with its end.
+    """
     fixed = chat_ids(tokenizer, {"prompt": "q", "response": "a"})
     record = {"prompt": "q" * (question - fixed[1] + 1), "response": "a" * (answer - 1)}
     assert (len(chat_ids(tokenizer, record)[0]), chat_ids(tokenizer, record)[1]) == (
@@ -485,7 +489,9 @@ def test_records_of_one_prompt_with_other_turns_before_stay_together():
 
 
 def test_the_same_prompt_under_two_destinations_stays_together():
-    """In a chain: a prompt joins two places, a place joins two prompts; records without a place among them."""
+    """In a chain: a prompt joins two places, a place joins two prompts; records without a place
+    among them.
+    """
     records = [qa(n) | {"destination": f"place {n % 40}"} for n in range(200)]
     records += [
         qa(n) | {"response": "Other.", "destination": f"PLACE  {(n + 7) % 40}"}
@@ -547,7 +553,9 @@ def test_where_an_eighth_cannot_be_had_it_is_said(capsys):
 
 
 def test_destinations_that_are_no_text_are_ignored():
-    split([qa(n) | {"destination": n if n % 2 else None} for n in range(20)])
+    """As texts they would be of two groups, none of which can be divided."""
+    train, held = split([qa(n) | {"destination": n % 2 or None} for n in range(20)])
+    assert (len(train), len(held)) == (18, 2)
 
 
 @pytest.mark.parametrize(
@@ -583,7 +591,9 @@ def test_travel_data_is_as_documented():
 
 
 def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, capsys):
-    """Step 3 on a file of chats: the turns before the question reach train.jsonl, and FIELDS decide what is kept."""
+    """Step 3 on a file of chats: the turns before the question reach train.jsonl, and FIELDS
+    decide what is kept.
+    """
     chats = [
         turns("Hi", "Hello", f"Question {n}?", f"Answer {n}.", system="Be brief.")
         for n in range(12)
@@ -600,7 +610,7 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         "import json\nimport labkit\n"
         + "\n".join(code[f"lab01-{n}"] for n in ("16", "19a", "21", "23", "25"))
     )
-    lab, ids = workspace.start("01", data=str(data)), []
+    lab, ids = start("01", data=str(data)), []
     for fields in (
         {"messages": "dialog"},
         {"messages": "dialog"},
@@ -612,7 +622,7 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         train, held = (
             load_records(runs / "cpu" / f"{part}.jsonl") for part in ("train", "heldout")
         )
-        ids.append(workspace.read_stamp(runs / "cpu", "train.jsonl")["id"])
+        ids.append(lab.products.stamp("train.jsonl")["id"])
         if "messages" in fields:
             assert [len(r["history"]) for r in train + held] == [3] * 12
         else:

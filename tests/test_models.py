@@ -1,4 +1,6 @@
-"""Models as people bring them: fetched whole, or refused in one paragraph; nothing of theirs is run."""
+"""Models as people bring them: fetched whole, or refused in one paragraph; nothing of theirs is
+run.
+"""
 
 import ast
 import json
@@ -110,7 +112,9 @@ def test_an_embedding_larger_than_the_tokenizer(tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", ["tokenizer_config.json", "chat_template.json", "several"])
 def test_a_chat_template_is_found_where_it_was_kept(kind, tiny, tmp_path):
-    """Older files keep it in tokenizer_config.json, alone or as one of several by name, or as a processor's file."""
+    """Older files keep it in tokenizer_config.json, alone or as one of several by name, or as a
+    processor's file.
+    """
     from transformers import AutoTokenizer
 
     template = (tiny / "chat_template.jinja").read_text()
@@ -122,7 +126,9 @@ def test_a_chat_template_is_found_where_it_was_kept(kind, tiny, tmp_path):
 
 
 def test_a_head_of_its_own_is_not_called_tied(tiny, tmp_path):
-    """transformers keeps both where they differ, and labs 02 to 04 go by config.json: shared there, the answers are nonsense."""
+    """transformers keeps both where they differ, and labs 02 to 04 go by config.json: shared
+    there, the answers are nonsense.
+    """
     import torch
 
     edit_weights(tiny, lambda t: t | {"lm_head.weight": torch.randn(257, 64)})
@@ -166,10 +172,14 @@ def test_generation_settings_come_along_as_they_are(settings, tiny, tmp_path):
 # ---- code of somebody's own
 
 
-CODE = "open({marker!r}, 'w')\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
+CODE = (
+    "open({marker!r}, 'w')\nfrom transformers import "
+    "LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
+)
 RUNNER = (
-    "import sys; from dataclasses import replace; from pathlib import Path; from labkit import models, profiles\n"
-    "models.fetch_model(Path(sys.argv[2]), replace(profiles.PROFILES['cpu'], model=sys.argv[1]))"
+    "import sys; from dataclasses import replace; from pathlib import Path; from labkit import "
+    "models, profiles\nmodels.fetch_model(Path(sys.argv[2]), replace(profiles.PROFILES['cpu'], "
+    "model=sys.argv[1]))"
 )
 
 
@@ -420,7 +430,9 @@ def test_generation_settings_that_would_stop_a_later_lab(settings, tiny, tmp_pat
 
 @pytest.mark.parametrize("with_model", [True, False])
 def test_an_adapter_is_neither_loaded_nor_followed(with_model, tiny, tmp_path):
-    """transformers would load it unasked, and in place of the model beside it the one that it names."""
+    """transformers would load it unasked, and in place of the model beside it the one that it
+    names.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -572,7 +584,9 @@ TEXTS = ["<|user|>\nHi, it is 1995<|end|>\n<|assistant|>\n", " a  b", "née 3.14
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer", "Phi-3"])
 def test_a_tokenizer_does_what_its_file_says(kind, tiny, tmp_path):
-    """For some names of a class, transformers 5 builds other rules than those of tokenizer.json, which GenAI goes by."""
+    """For some names of a class, transformers 5 builds other rules than those of tokenizer.json,
+    which GenAI goes by.
+    """
     from tokenizers import Tokenizer, pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -630,7 +644,9 @@ def test_words_that_the_embedding_does_not_hold(tiny, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What a download asks a Hub: the model's commit, its list of files, and each file; *files* is the model's folder."""
+    """What a download asks a Hub: the model's commit, its list of files, and each file; *files* is
+    the model's folder.
+    """
 
     commit = "0" * 40
 

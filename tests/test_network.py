@@ -1,4 +1,4 @@
-"""What stands between a client and its server, named: real clients, against servers on loopback that fail as networks do."""
+"""What stands between a client and its server, named: servers on loopback fail as networks do."""
 
 import http.server
 import os
@@ -13,15 +13,17 @@ from types import SimpleNamespace
 import pytest
 import trustme
 
-from labkit import cloud
 from labkit.errors import LabError, network_reason
 from labkit.profiles import ROOT
+from labkit.registry.azure_errors import azure_errors
 
 SAYS = {
-    "certificate": r"certificate is not trusted here \(.*issuer certificate\).*SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
+    "certificate": r"certificate is not trusted here \(.*issuer certificate\)"
+    ".*SSL_CERT_FILE and REQUESTS_CA_BUNDLE",
     "wrong host": r"certificate is not trusted here \(.*(not valid for|match).*\)",
     "sign-in": "the proxy asks for a sign-in: HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT",
-    "proxy gone": "the proxy of HTTPS_PROXY cannot be reached|the proxy in HTTPS_PROXY, refuses the connection",
+    "proxy gone": "the proxy of HTTPS_PROXY cannot be reached"
+    "|the proxy in HTTPS_PROXY, refuses the connection",
     "proxy forbids": "the proxy of HTTPS_PROXY cannot be reached, or refuses",
     "refused": "refuses the connection: its address is wrong",
     "no name": "the name of the server, or of the proxy in HTTPS_PROXY, is not found",
@@ -31,7 +33,7 @@ SAYS = {
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """A server that answers everything with {}, and a proxy that asks for a sign-in, or forbids."""
+    """A server that answers all with {}, and a proxy that asks for a sign-in, or forbids."""
 
     def do_GET(self):
         if self.server.cuts:
@@ -55,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory):
-    """Fault -> (address to ask, environment of the client); .ca is the file that makes the first one trusted."""
+    """Fault -> (address to ask, environment of the client); .ca makes the first one trusted."""
     authority, opened = trustme.CA(), []
 
     def serve(certificate=None, *, connect=(407, "Proxy Authentication Required"), cuts=False):
@@ -179,7 +181,7 @@ def test_each_client_and_each_fault_is_told(net, bare, ask, fault):
                 LabError,
                 match=f"opening it: the network does not carry the connection.*({SAYS[fault]})",
             ),
-            cloud.azure_errors("opening it", ("s", "rg", "ws")),
+            azure_errors("opening it", ("s", "rg", "ws")),
         ):
             raise caught.value
 
@@ -203,7 +205,8 @@ def test_the_advice_about_certificates_is_right(net, bare, tmp_path):
 
 def fetch(url, home, environment) -> str:
     """What a process of its own says that asks the Hub at *url* for a model."""
-    code = "from labkit.models import _from_hub\ntry: _from_hub('a/b')\nexcept Exception as e: print(f'{type(e).__name__}: {e}')"
+    code = "from labkit.models import _from_hub\ntry: _from_hub('a/b')\n"
+    code += "except Exception as e: print(f'{type(e).__name__}: {e}')"
     env = (
         os.environ
         | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}

@@ -1,26 +1,18 @@
-"""The six labs on Phi-3.5-mini: its configuration, settings and tokenizer as published, small, with random weights.
+"""The six labs on a small, random Phi-3.5-mini, its settings and tokenizer as published.
 
-What must hold for it whatever it knows. On the published tokenizer where it is, on a small one with the same flags anywhere.
+What must hold for it whatever it knows. On the published tokenizer where it is, on a small one
+with the same flags anywhere.
 """
 
 import json
 
 import pytest
-from labs import run_lab
+from labs import judges_knowledge, run_lab
 from phi_model import PUBLISHED_TOKENIZER, STOP_IDS, write_phi
 from settings import damaged
 
+from labkit.course import LABS
 from labkit.profiles import ROOT
-from labkit.workspace import LABS
-
-JUDGE_KNOWLEDGE = {
-    "1.4": "loss below an even guess",
-    "2.5": "awq harm at most 80 percent",
-    "3.5": "answers are tones",
-    "5.2": "not one word over and over",
-    "5.3": "tone adapter 20 points better",
-    "5.4": "nine of ten answers end by themselves",
-}
 
 
 @pytest.fixture(
@@ -29,7 +21,7 @@ JUDGE_KNOWLEDGE = {
     ids=["untied", "tied"],
 )
 def phi(request, tmp_path_factory):
-    """(folder of the source, run folder, what checkpoints found wrong by lab) of the whole route."""
+    """(folder of the source, run folder, what checkpoints found wrong by lab) of all labs."""
     work = tmp_path_factory.mktemp("phi")
     tokenizer = PUBLISHED_TOKENIZER if PUBLISHED_TOKENIZER.is_dir() and not request.param else None
     write_phi(
@@ -50,10 +42,8 @@ def phi(request, tmp_path_factory):
 
 def test_only_checkpoints_that_judge_knowledge_fail(phi):
     _, _, wrong = phi
-    unexpected = [
-        text for texts in wrong.values() for text in texts
-        if not any(text.startswith(f"checkpoint {n} failed: {claim}") for n, claim in JUDGE_KNOWLEDGE.items())
-    ]  # fmt: skip
+    found = [text for texts in wrong.values() for text in texts]
+    unexpected = [text for text in found if not judges_knowledge(text)]
     assert not unexpected
 
 

@@ -1,128 +1,288 @@
-"""What the six notebooks of this test run left behind."""
+"""What is kept between cells, kernels and days, and what makes it be made anew."""
 
-import json
-import math
 import os
-import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
-from settings import damaged
+from samples import CPU, qa, write_lines, writes
 
-from labkit.profiles import ROOT, resolve_profile
-from labkit.workspace import LABS
+from labkit import products
+from labkit.errors import LabError
+from labkit.products import Products, folder_lock
+from labkit.profiles import ROOT
+from labkit.session import Lab
 
-LOSSES = {"base", "rtn_int4", "awq_int4", "awq_lora", "onnx_int4", "onnx_int4_adapter"}
-SPEEDS = {"transformers_fp32", "transformers_bf16", "onnx_int4", "onnx_int4_adapter"}
+RECIPE = {"passes": {"awq": {"bits": 4, "group": 32}}, "data": ["a", "b"]}
 
 
 @pytest.fixture
-def summary(notebook_runs):
-    return json.loads((notebook_runs / "summary.json").read_text())
+def lab(runs):
+    """Lab 02, with the product of lab 01 made."""
+    Lab("01", CPU).keep("base", writes("weights"))
+    return Lab("02", CPU)
 
 
-def test_every_figure_is_there_and_finite(summary):
-    for end in ("", "_low", "_high"):
-        assert (
-            summary[f"eval_loss{end}"].keys() == LOSSES
-            and summary[f"tokens_per_s{end}"].keys() == SPEEDS
-        )
-    assert summary["sizes_mb"].keys() == {"base_fp16", "awq_int4", "onnx_int4", "adapter"}
-    assert summary["seconds"]["labs"].keys() == set(LABS)
-    figures = [summary["ttft_ms"], summary["peak_rss_mb"]]
-    for section in ("eval_loss", "tokens_per_s", "sizes_mb"):
-        figures += summary[section].values()
-    assert all(isinstance(figure, float) and math.isfinite(figure) for figure in figures)
-    assert summary["peak_rss_mb"] <= 6000
+@pytest.fixture
+def made():
+    """What the build of :func:`keep` was called with, in order."""
+    return []
 
 
-def test_awq_does_at_most_80_percent_of_the_harm(summary):
-    loss = summary["eval_loss"]
-    assert loss["awq_int4"] - loss["base"] <= 0.8 * (loss["rtn_int4"] - loss["base"])
+@pytest.fixture
+def keep(lab, made):
+    """A function that asks for awq, made from base by RECIPE unless told otherwise."""
+
+    def ask(recipe=RECIPE, *, needs=("base",), **options):
+        def build(recipe, out):
+            made.append(recipe)
+            out.write_text(f"build {len(made)}")
+
+        return lab.keep("awq", build, recipe, needs=needs, **options)
+
+    return ask
 
 
-def test_nothing_is_lost_on_the_way_to_onnx(summary):
-    loss = summary["eval_loss"]
-    assert abs(loss["onnx_int4_adapter"] - loss["awq_lora"]) <= 0.01
-    assert abs(loss["onnx_int4"] - loss["awq_int4"]) <= 0.02
+# ---- what decides
 
 
-def test_the_model_is_small(summary):
-    assert summary["sizes_mb"]["onnx_int4"] <= 115
-    assert summary["sizes_mb"]["base_fp16"] / summary["sizes_mb"]["onnx_int4"] >= 2.4
+def test_a_product_is_kept_while_what_decides_it_stays(keep, made, capsys):
+    path = keep()
+    assert keep() == path and len(made) == 1 and path.read_text() == "build 1"
+    assert "awq: kept, made at " in (out := capsys.readouterr().out)
+    assert "from the same recipe, base" in out
 
 
-def test_training_lowered_the_loss(summary):
-    loss = summary["eval_loss"]
-    assert loss["onnx_int4_adapter"] < loss["onnx_int4"]
-    if resolve_profile().steps >= 60:
-        assert loss["onnx_int4_adapter"] <= 0.75 * loss["onnx_int4"]
+def test_the_code_of_the_build_decides_nothing(lab):
+    lab.keep("awq", writes("one"), RECIPE)
+    assert lab.keep("awq", writes("two"), RECIPE).read_text() == "one"
 
 
-def test_the_tone_adapter_is_20_points_better(summary):
-    low, without = summary["tone_accuracy_low"]["with"], summary["tone_accuracy"]["without"]
-    assert low >= without + 0.2
+def other_recipe(monkeypatch, lab):
+    return {"recipe": RECIPE | {"passes": {"awq": {"bits": 4, "group": 16}}}}
 
 
-def test_the_onnx_folder_is_whole_and_names_no_path(notebook_runs):
-    folder = notebook_runs / "onnx"
-    names = {path.name for path in folder.iterdir()}
-    assert {
-        "model.onnx",
-        "genai_config.json",
-        "tokenizer.json",
-        "adapter_weights.onnx_adapter",
-    } <= names
-    for path in folder.glob("*.json"):
-        assert str(notebook_runs) not in path.read_text()
+def longer_recipe(monkeypatch, lab):
+    return {"recipe": RECIPE | {"seed": 7}}
+
+
+def shorter_recipe(monkeypatch, lab):
+    return {"recipe": {"passes": RECIPE["passes"]}}
+
+
+def other_text(monkeypatch, lab):
+    return {"recipe": RECIPE | {"data": ["a" * 80, "b"]}}
+
+
+def remade_need(monkeypatch, lab):
+    Lab("01", CPU).keep("base", writes("weights"), anew=True)
+    return {}
+
+
+def fewer_needs(monkeypatch, lab):
+    return {"needs": ()}
+
+
+def other_version(monkeypatch, lab):
+    found = products.versions()
+    monkeypatch.setattr(products, "versions", lambda: found | {"torch": "0.0.1"})
+    return {}
+
+
+def other_pass(monkeypatch, lab):
+    monkeypatch.setattr(products, "VERSION", "another")
+    return {}
 
 
 @pytest.mark.parametrize(
-    "product", ["awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"]
+    ("change", "said"),
+    [
+        (other_recipe, "because recipe.passes.awq.group was 32 and is 16\n"),
+        (longer_recipe, "because recipe.seed is new\n"),
+        (shorter_recipe, "because recipe.data is gone\n"),
+        (other_text, 'because recipe.data was ["a", "b"] and is other text\n'),
+        (remade_need, "because base was made anew\n"),
+        (fewer_needs, "because needs.base is gone\n"),
+        (other_version, 'is "0.0.1"\n'),
+        (other_pass, 'and is "another"\n'),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_every_setting_is_that_of_the_base_model(notebook_runs, product):
-    """Among them the cache, without which each token reads everything again, and the tokens that end an answer."""
-    assert not damaged(notebook_runs / "base", notebook_runs / product)
-    assert json.loads((notebook_runs / "base" / "config.json").read_text())["use_cache"] is True
+def test_whatever_decides_makes_it_anew_alone_and_is_named(
+    keep, made, lab, monkeypatch, capsys, change, said
+):
+    keep()
+    changed = change(monkeypatch, lab)
+    capsys.readouterr()
+    keep(**changed)
+    keep(**changed)
+    out = capsys.readouterr().out
+    assert len(made) == 2 and out.count("awq: made anew, because ") == 1 and said in out
 
 
-def test_the_graph_shares_the_head_and_keeps_lora_float(notebook_runs):
-    import onnx
+def test_a_build_cannot_change_the_recipe_that_is_remembered(lab):
+    """Olive rewrites the workflow that it is given."""
+    recipe, calls = {"steps": [1]}, []
 
-    graph = onnx.load(notebook_runs / "onnx" / "model.onnx").graph
-    head = next(
-        node for node in graph.node if node.op_type == "MatMulNBits" and "lm_head" in node.name
+    def build(given, out):
+        calls.append(list(given["steps"]))
+        given["steps"].append(2)
+        out.write_text("x")
+
+    lab.keep("awq", build, recipe)
+    lab.keep("awq", build, recipe)
+    assert calls == [[1]] and recipe == {"steps": [1]}
+
+
+def test_on_request_it_is_made_in_any_case(keep, made):
+    keep()
+    keep(anew=True)
+    assert len(made) == 2
+
+
+def test_a_file_that_is_written_again_with_the_same_text_keeps_what_needs_it(keep, made, lab):
+    lab.write("calibration.jsonl", "one")
+    keep(needs=("base", "calibration.jsonl"))
+    lab.write("calibration.jsonl", "one")
+    keep(needs=("base", "calibration.jsonl"))
+    assert len(made) == 1
+    lab.write("calibration.jsonl", "two")
+    assert not lab.products.is_current("awq")
+    keep(needs=("base", "calibration.jsonl"))
+    assert len(made) == 2
+
+
+# ---- what is current
+
+
+def test_a_remade_need_makes_all_that_came_after_stale(keep, lab):
+    keep()
+    Lab("03", CPU).keep("lora", writes("x"), needs=("awq",))
+    assert lab.products.is_current("lora")
+    Lab("01", CPU).keep("base", writes("weights"), anew=True)
+    assert not lab.products.is_current("awq") and not lab.products.is_current("lora")
+    with pytest.raises(LabError, match="run lab 03 first.*lora is not from a finished run"):
+        Lab("04", CPU).path("lora")
+
+
+def test_a_cut_file_is_not_taken_for_finished(keep, made, lab, capsys):
+    keep().write_text("buil")
+    with pytest.raises(LabError, match="run lab 02 first.*is not from a finished run"):
+        Lab("03", CPU).path("awq")
+    capsys.readouterr()
+    assert keep().read_text() == "build 2"
+    assert "made anew, because its files are not as they were left" in capsys.readouterr().out
+
+
+def test_a_lost_file_of_a_folder_is_noticed(lab):
+    def build(recipe, out):
+        out.mkdir()
+        (out / "a").touch()
+        (out / "b").touch()
+
+    (lab.keep("awq", build) / "b").unlink()
+    assert not lab.products.is_current("awq")
+
+
+def test_what_is_missing_names_its_lab(runs):
+    with pytest.raises(LabError, match="run lab 02 first: .*awq-dense is missing"):
+        Lab("03", CPU).path("awq-dense")
+    with pytest.raises(LabError, match="no lab makes this product: .*nothing is missing"):
+        Lab("03", CPU).path("nothing")
+
+
+@pytest.mark.parametrize("other", ["data", "model"])
+def test_a_product_of_another_model_or_of_other_data_is_refused(lab, tmp_path, other):
+    settings = {"data": str(write_lines(tmp_path / "d.jsonl", qa(1))), "model": "me/mine"}
+    with pytest.raises(LabError, match="another model or other data"):
+        Lab("02", replace(CPU, **{other: settings[other]})).path("base")
+
+
+def test_a_copy_of_the_run_folder_in_another_place_stays_current(
+    keep, made, lab, tmp_path, monkeypatch
+):
+    def recipe(folder):
+        return {"model_path": str(folder / "base"), "data": str(ROOT / "data" / "travel.jsonl")}
+
+    keep(recipe(lab.folder))
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "elsewhere"))
+    there = Lab("02", CPU)
+    shutil.copytree(lab.folder, there.folder)
+    shutil.rmtree(lab.folder)
+    assert there.products.is_current("awq")
+    there.keep("awq", writes("not needed"), recipe(there.folder), needs=("base",))
+    assert there.path("awq").read_text() == "build 1"
+
+
+# ---- what goes wrong on the way
+
+
+def test_a_kernel_killed_in_a_build_leaves_nothing_finished(runs):
+    code = (
+        "import time; from labkit.session import Lab; from labkit.profiles import PROFILES\n"
+        "def build(recipe, out):\n"
+        "    out.mkdir(); (out / 'half').write_text('x'); time.sleep(60)\n"
+        "Lab('01', PROFILES['cpu']).keep('base', build, 'other')"
     )
-    lookup = next(node for node in graph.node if node.op_type == "GatherBlockQuantized")
-    assert set(head.input) & set(lookup.input), "embedding and head do not share their weights"
-    lora = [node.op_type for node in graph.node if "lora_" in node.name and "MatMul" in node.name]
-    assert lora and set(lora) == {"MatMul"}
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("old"), "one")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL)
+    half = runs / "cpu" / ".partial-base" / "half"
+    deadline = time.monotonic() + 60
+    while not half.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert half.exists() and not lab.products.is_current("base")
+    assert lab.keep("base", writes("whole"), "other").read_text() == "whole"
+    assert not half.parent.exists()
 
 
-def test_heldout_records_are_the_runs_own(notebook_runs):
-    rows = [
-        json.loads(line) for line in (notebook_runs / "heldout.jsonl").read_text().splitlines()
-    ]
-    assert len(rows) >= 40 and all(row["prompt"] and row["response"] for row in rows)
+@pytest.mark.parametrize("error", [LabError("it went wrong."), KeyboardInterrupt(), OSError(28)])
+def test_a_failed_rebuild_does_not_leave_the_old_product_as_finished(keep, lab, error):
+    keep()
+
+    def broken(recipe, out):
+        out.write_text("half")
+        raise error
+
+    with pytest.raises(LabError):
+        lab.keep("awq", broken, "another recipe")
+    with pytest.raises(LabError, match="run lab 02 first"):
+        lab.path("awq")
 
 
-def test_run_writes_a_report_and_then_skips_all(notebook_runs):
-    """The same folder again: the steps are kept, so that only the notebooks themselves are run; a second time nothing is."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "LAB_PYTHON": sys.executable}
-    command = [sys.executable, "-m", "labkit", "run"]
-    first = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    report = (notebook_runs / "report.html").read_text()
-    assert report.count("data:image/png;base64") >= 8 and "<script src=" not in report
-    second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert second.returncode == 0 and second.stdout.count("complete and unchanged") == len(LABS)
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    code = (
+        "import pathlib, sys; from labkit.products import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1])): print('in')"
+    )
+
+    def other(**env):
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+        )
+
+    with folder_lock(tmp_path):
+        assert "another run is writing to" in other().stderr
+        assert other(LAB_LOCK_HELD=str(tmp_path)).stdout == "in\n"
+    assert other().stdout == "in\n"
 
 
-def test_every_figure_has_an_alternative_text(notebook_runs):
-    for path in (notebook_runs / "notebooks").glob("*.ipynb"):
-        text = path.read_text()
-        assert '"image/png":' not in text, path
-        assert all(
-            len(alt) > 20 for alt in re.findall(r'<img alt=\\"(.*?)\\" src=\\"data', text)
-        ), path
+def test_nothing_outside_of_the_folder_is_deleted(tmp_path):
+    store, precious = Products(tmp_path / "run"), tmp_path / "precious"
+    precious.mkdir()
+    (precious / "work").touch()
+    store.folder.mkdir()
+    (store.folder / "awq").symlink_to(precious)
+    assert store.delete("awq") and not (store.folder / "awq").is_symlink()
+    for name in ("../precious", str(precious)):
+        with pytest.raises(LabError, match="lies outside"):
+            store.delete(name)
+    assert (precious / "work").exists()

@@ -1,4 +1,6 @@
-"""From a conversation to ids: the same in training, in measuring, in transformers and in ONNX Runtime GenAI."""
+"""From a conversation to ids: the same in training, in measuring, in transformers and in ONNX
+Runtime GenAI.
+"""
 
 import json
 import time
@@ -9,23 +11,15 @@ import pytest
 from phi_model import PUBLISHED_TOKENIZER, STOP_IDS, small_tokenizer
 from templates import PUBLISHED, template, tokenizer_with
 
-from labkit import prompts
 from labkit.errors import LabError
 from labkit.profiles import ROOT
-from labkit.prompts import (
-    SAMPLE,
-    chat_ids,
-    genai_tokenizer,
-    harmless,
-    load_tokenizer,
-    prompt_text,
-    save_tokenizer,
-)
+from labkit.prompts import SAMPLE, chat_ids, control_tokens, harmless, prompt_text, turns
+from labkit.tokenizer import freeze_template, genai_tokenizer, load_tokenizer, save_tokenizer
 
 CHATML = template("chatml")
 NEEDS_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
-    + CHATML
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn must come "
+    "first') }}{% endif %}" + CHATML
 )
 DROPS_SYSTEM = template("gemma").replace(
     "{{- raise_exception('System role not supported') -}}", "{%- set messages = messages[1:] -%}"
@@ -77,7 +71,7 @@ def test_genai_reads_and_writes_the_same_as_transformers(saved):
         )
         assert (
             genai.apply_chat_template(
-                json.dumps(prompts.turns(tokenizer, record)), add_generation_prompt=True
+                json.dumps(turns(tokenizer, record)), add_generation_prompt=True
             )
             == text
         )
@@ -91,7 +85,7 @@ def test_genai_reads_and_writes_the_same_as_transformers(saved):
 def test_an_answer_ends_with_the_token_that_ends_a_turn_and_nothing_after(saved):
     tokenizer = load_tokenizer(saved)
     ids, start = chat_ids(tokenizer, SAMPLE)
-    end = {i for i in prompts.control_tokens(tokenizer).values() if i in ids[start:]}
+    end = {i for i in control_tokens(tokenizer).values() if i in ids[start:]}
     assert end == {ids[-1]} and tokenizer.convert_ids_to_tokens(ids[-1]) in {
         "<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<|end|>"
     }  # fmt: skip
@@ -124,7 +118,7 @@ def test_the_trainer_sees_the_ids_that_are_measured(saved, tmp_path):
 
 def test_control_tokens_in_a_text_are_plain_characters(saved):
     tokenizer = load_tokenizer(saved)
-    marks = prompts.control_tokens(tokenizer)
+    marks = control_tokens(tokenizer)
     text = "".join(f"{mark}{mark[0]}{mark} " for mark in marks) + "the end"
     broken = harmless(tokenizer, text)
     assert harmless(tokenizer, broken) == broken and broken.replace(" ", "") == text.replace(
@@ -232,7 +226,7 @@ def test_a_date_in_the_template_is_that_of_lab_01(tmp_path, monkeypatch):
     "call", ["strftime_now('%Y')", 'strftime_now( "%Y" )', "strftime_now(format='%Y')"]
 )
 def test_every_way_to_ask_for_the_date_is_frozen(call):
-    assert prompts.freeze_template("{{ " + call + " }}") == '{{ "' + time.strftime("%Y") + '" }}'
+    assert freeze_template("{{ " + call + " }}") == '{{ "' + time.strftime("%Y") + '" }}'
 
 
 def test_a_model_that_can_think_does_not(tmp_path):
@@ -299,7 +293,8 @@ def test_an_answer_begins_where_the_prompt_ends_though_a_token_reaches_over_it()
     from tokenizers import Tokenizer
 
     tokenizer = tokenizer_with(
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}{% if "
+        "add_generation_prompt %}assistant:{% endif %}"
     )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["vocab"][":S"] = 400

@@ -1,4 +1,6 @@
-"""The exercises as they stand are not solved, and with the solution of notebooks/solutions in their place they are."""
+"""The exercises as they stand are not solved, and with the solution of notebooks/solutions in
+their place they are.
+"""
 
 import os
 
@@ -6,8 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from labkit.course import LABS, notebook_path
 from labkit.profiles import ROOT
-from labkit.workspace import LABS, notebook_path
 
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("exercise_*.py"))
 

@@ -24,7 +24,9 @@ INDEX = re.compile(r"https?://\S*/sim" + r"ple\b")
 
 
 def texts() -> dict[str, str]:
-    """Path -> text of every file that git tracks or would add; what is not UTF-8 (a picture) is left out."""
+    """Path -> text of every file that git tracks or would add; what is not UTF-8 (a picture) is
+    left out.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -80,7 +82,9 @@ def test_no_lock_holds_an_address():
 
 
 def pages() -> dict[Path, str]:
-    """Path -> prose, without blocks of code: of README.md, docs/, data/README.md and the notebooks' markdown cells."""
+    """Path -> prose, without blocks of code: of README.md, docs/, data/README.md and the
+    notebooks' markdown cells.
+    """
     prose = {
         path: path.read_text()
         for path in [

@@ -4,8 +4,9 @@ import re
 from collections import Counter
 
 from labkit import files
-from labkit.data import load_records, split_records
+from labkit.data import load_records
 from labkit.profiles import ROOT
+from labkit.split import split_records
 
 TONE = ROOT / "data" / "tone.jsonl"
 ANSWERS = {"surprise", "joy", "fear", "sadness"}

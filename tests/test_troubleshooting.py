@@ -1,4 +1,6 @@
-"""docs/TROUBLESHOOTING.md has one row for each message of a LabError, and no row for a message that is gone."""
+"""docs/TROUBLESHOOTING.md has one row for each message of a LabError, and no row for a message
+that is gone.
+"""
 
 import ast
 import itertools
@@ -11,7 +13,7 @@ SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def texts(node: ast.AST | None, names: dict[str, list[str]]) -> list[str]:
-    """The texts that an expression can be; a name stands for those it was given, all else for GAP."""
+    """The texts that an expression can be; a name is those it was given, all else is GAP."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.Name):
@@ -32,7 +34,9 @@ def texts(node: ast.AST | None, names: dict[str, list[str]]) -> list[str]:
 
 
 def given(scope: ast.AST) -> dict[str, list[str]]:
-    """Name -> the texts that are assigned to it in *scope*, or passed to it as a parameter of a function in there."""
+    """Name -> the texts that are assigned to it in *scope*, or passed to it as a parameter of a
+    function in there.
+    """
     found: dict[str, list[str]] = {}
     inner = {
         node.name: [a.arg for a in node.args.args]
@@ -91,7 +95,7 @@ def messages() -> list[tuple[str, str]]:
 
 
 def rows() -> dict[str, list[re.Pattern]]:
-    """First cell -> its keys: what stands there in backticks and not in brackets, "..." being any text.
+    """First cell -> its keys: what is there in backticks, not in brackets; "..." is any text.
 
     Without the rows that say "no error", and the table of failures that say nothing.
     """
@@ -119,7 +123,8 @@ def test_every_error_has_one_row():
         ]
         if len(fitting) != 1:
             wrong.append(
-                f"{where}: {len(fitting)} rows for: {message.replace(GAP, '...')[:120]} {fitting or ''}"
+                f"{where}: {len(fitting)} rows for: {message.replace(GAP, '...')[:120]} "
+                f"{fitting or ''}"
             )
     assert not wrong, "docs/TROUBLESHOOTING.md:\n" + "\n".join(wrong)
 

@@ -6,6 +6,7 @@ Each is a module here with ``main(arguments) -> exit status``; importing this ne
 import argparse
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ COMMANDS = {
     "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
     "status": ("say which labs are complete", "where set up"),
-    "reset": ("delete outputs: [--from NN] [--all]", "no"),
+    "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
 }
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
         path = Path(os.environ.get(setting, "")).expanduser()
         if os.environ.get(setting) and (setting != "LAB_MODEL" or path.is_dir()):
             os.environ[setting] = str(path.resolve())  # kernels run in another folder
+    # as Ctrl-C does: what is half done is put in order, and one line says why it ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if COMMANDS[name][1] != "no" and not {"-h", "--help"} & set(arguments):
             from labkit.commands import setup
@@ -51,6 +54,15 @@ def main(argv: list[str]) -> int:
         return importlib.import_module(f"labkit.commands.{name}").main(arguments)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if COMMANDS[name][1] != "where set up":
+            raise
+        print(
+            f"error: the environment is not set up yet ({error.name} is missing). Run './lab "
+            f"setup' first, then './lab {name}'.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

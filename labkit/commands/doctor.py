@@ -8,7 +8,7 @@ from labkit.profiles import resolve_profile
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a table of checks; 1 where one fails."""
+    """Prints a table of checks; LabError with what to do about each that fails."""
     argparse.ArgumentParser(
         prog="./lab doctor", description="Checks this machine for the profile in force."
     ).parse_args(arguments)
@@ -16,12 +16,7 @@ def main(arguments: list[str]) -> int:
         raise LabError(
             "the environment is not set up yet. Run './lab setup', then './lab doctor'."
         )
-    from labkit.machine import preflight
+    from labkit.machine import require
 
-    checks = preflight(resolve_profile())
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:{width}}  {check.found}")
-        if not check.ok:
-            print(f"      {'':{width}}  {check.advice}")
-    return int(not all(check.ok for check in checks))
+    require(resolve_profile())
+    return 0

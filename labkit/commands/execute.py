@@ -22,9 +22,10 @@ def execute(
     *,
     expected: float | None = None,
 ) -> str:
-    """Runs the notebook of lab *number* and writes it, with its outputs, to *out*; "" or what went wrong.
+    """Runs the notebook of lab *number*, written to *out* with its outputs; "" or what went wrong.
 
-    *expected* is the time that it took before, in seconds. Raises KeyboardInterrupt where it is interrupted.
+    *expected* is the time that it took before, in seconds. Raises KeyboardInterrupt where it is
+    interrupted.
     """
     import nbformat
     from nbclient import NotebookClient

@@ -1,13 +1,14 @@
-"""./lab open: JupyterLab on the notebooks."""
+"""./lab open: JupyterLab on the clone, opened at its notebooks."""
 
 import argparse
 import os
-import socket
 import sys
 from pathlib import Path
 
-from labkit.errors import LabError
-from labkit.profiles import ROOT
+from labkit.profiles import ROOT, runs_folder
+from labkit.working_copies import WorkingCopies
+
+SETTINGS = Path(__file__).parent / "jupyterlab"
 
 
 def main(arguments: list[str]) -> int:
@@ -15,41 +16,61 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="./lab open", description="Opens the notebooks in JupyterLab."
     )
-    parser.add_argument("--port", type=int, default=8888, help="first port to try (8888)")
-    port = free_port(parser.parse_args(arguments).port)
+    parser.add_argument(
+        "--port", type=port_number, default=8888, help="first port to try, 8888 if none is given"
+    )
+    port = parser.parse_args(arguments).port
+    for line in news(ROOT):
+        print(line)
     print(
-        f"JupyterLab starts on port {port}: open the address that it prints below. Ctrl-C ends "
-        "it.",
+        f"JupyterLab starts on port {port}, or on a later one if that is in use. Open the address "
+        "that it prints below. Ctrl-C ends it.",
         flush=True,
     )
-    notebooks = ROOT / "notebooks"
-    os.chdir(notebooks)
-    os.execv(sys.executable, command(notebooks, port))
+    os.chdir(ROOT)
+    os.execv(sys.executable, command(ROOT, port))
 
 
-def command(notebooks: Path, port: int) -> list[str]:
-    """The command that serves the folder *notebooks* on *port* of this machine."""
+def port_number(text: str) -> int:
+    """argparse type: "8888" -> 8888."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port, a number from 1 to 65535")
+    return int(text)
+
+
+def news(root: Path) -> list[str]:
+    """What a user of the clone *root* should know before the notebooks are opened.
+
+    Sets working copies aside whose lab has changed since they were made.
+    """
+    lines = [
+        f"{name} has changed since you first saved it, and opens as it is now. Your version is "
+        f"kept as {aside.relative_to(root)}."
+        for name, aside in WorkingCopies(root).set_aside_outdated().items()
+    ]
+    if not runs_folder().is_relative_to(root):
+        lines.append(
+            f"LAB_RUNS is {runs_folder()}, outside of {root}: JupyterLab does not show the report "
+            "and the logs that are there. Open them with another program."
+        )
+    return lines
+
+
+def command(root: Path, port: int) -> list[str]:
+    """The command that serves the folder *root* on *port*, or on a later one if that is in use."""
     arguments = [
         "--no-browser",
         "--log-level=WARN",
         f"--port={port}",
-        f"--ServerApp.root_dir={notebooks}",
-        f"--LabApp.app_settings_dir={Path(__file__).parent / 'jupyterlab'}",  # asks nobody about news, and fetches none
+        f"--ServerApp.root_dir={root}",
+        "--ServerApp.answer_yes=True",  # Ctrl-C ends it, without a question
+        "--ServerApp.jpserver_extensions=labkit.commands.jupyterlab=True",
+        "--ServerApp.contents_manager_class=labkit.commands.jupyterlab.contents.LabContents",
+        "--LabApp.default_url=/lab/tree/notebooks",
+        "--LabApp.custom_css=True",
+        f"--LabApp.app_settings_dir={SETTINGS}",
     ]
     if os.geteuid() == 0:
         # in a container there is often no other user, and Jupyter refuses root unless told
         arguments.append("--allow-root")
     return [sys.executable, "-m", "jupyterlab", *arguments]
-
-
-def free_port(first: int) -> int:
-    """The first port of this machine from *first* on that nobody listens to."""
-    for port in range(first, min(first + 50, 65536)):
-        with socket.socket() as probe:
-            # as the server does: a port that was left a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise LabError(
-        f"the ports from {first} on are all in use. Name another: './lab open --port 9000'."
-    )

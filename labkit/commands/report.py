@@ -1,14 +1,18 @@
-"""report.html: the headline figures and all executed notebooks, on one page that needs no network."""
+"""report.html: headline figures and all executed notebooks, on one page that needs no network."""
 
+import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from labkit import course
-from labkit.figures import Estimate, number
+from labkit.figures import Estimate
 from labkit.files import read_json, write_text
 from labkit.products import Products
 from labkit.profiles import ROOT
+from labkit.progress import clock
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN_PAGE = (
@@ -16,7 +20,11 @@ PLAIN_PAGE = (
     "{% extends 'lab/index.html.j2' %}{% block html_head_js %}{% endblock %}"
     "{% block jupyter_widgets %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}"
     "{% block html_head_js_mermaidjs %}{% endblock %}"
+    "{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}"
+    "{% block body_header %}{{ super() }}<a class='to-contents' href='#contents'>Contents</a>"
+    "{% endblock %}"
 )
+STYLE = (Path(__file__).parent / "report.css", Path(__file__).parent / "jupyterlab" / "custom.css")
 HEADLINES = (
     # what is said -> before, after: (section, figure) each
     ("size", ("sizes_mb", "base_fp16"), ("sizes_mb", "onnx_int4")),
@@ -27,7 +35,7 @@ HEADLINES = (
 
 
 def write_report(products: Products) -> Path | None:
-    """Joins the executed notebooks into report.html in the run folder; None where there is none."""
+    """Joins the executed notebooks into report.html in the run folder; None if none was."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -38,14 +46,16 @@ def write_report(products: Products) -> Path | None:
     if not paths:
         return None
     title = f"On-device lab, profile {folder.name}"
-    cells = [nbformat.v4.new_markdown_cell(_first_page(title, folder, list(paths)))]
-    for lab, path in paths.items():
-        notebook = nbformat.read(path, as_version=4)
-        cells += [nbformat.v4.new_markdown_cell(f'<a id="lab-{lab}"></a>\n\n---'), *notebook.cells]
+    labs = {n: nbformat.read(path, as_version=4).cells for n, path in paths.items()}
+    cells = [nbformat.v4.new_markdown_cell(_first_page(title, folder, labs))]
+    for lab, its_cells in labs.items():
+        cells += [nbformat.v4.new_markdown_cell(f'<a id="lab-{lab}"></a>\n\n---'), *its_cells]
+    glossary = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
+    cells.append(nbformat.v4.new_markdown_cell(f'<a id="glossary"></a>\n\n---\n\n{glossary}'))
     for index, cell in enumerate(cells):
         cell.id = f"cell-{index}"  # two notebooks may share an id
         if cell.cell_type == "markdown":
-            cell.source = _with_links(cell.source, folder)
+            cell.source = _with_links(cell.source, folder, labs)
         else:
             # a widget is nothing without its kernel; one with a page beside it is shown by that
             cell.outputs = [
@@ -61,13 +71,16 @@ def write_report(products: Products) -> Path | None:
         extra_loaders=[DictLoader({"report.html.j2": PLAIN_PAGE})], template_file="report.html.j2"
     )
     exporter.embed_images = True
-    html, _ = exporter.from_notebook_node(joined, {"metadata": {"path": str(ROOT / "notebooks")}})
+    style = "\n".join(path.read_text(encoding="utf-8") for path in STYLE)
+    html, _ = exporter.from_notebook_node(
+        joined, {"metadata": {"path": str(ROOT / "notebooks")}, "style": style}
+    )
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
-def _first_page(title: str, folder: Path, labs: list[str]) -> str:
-    """Title, headline figures, contents."""
+def _first_page(title: str, folder: Path, labs: dict[str, list]) -> str:
+    """Title, headline figures, contents; gives the steps of *labs* (number -> cells) anchors."""
     summary, rows = read_json(folder / "summary.json"), []
     for what, *ends in HEADLINES:
         try:
@@ -75,29 +88,61 @@ def _first_page(title: str, folder: Path, labs: list[str]) -> str:
         except KeyError:  # that lab has not run
             continue
         rows.append(f"| {what} | {before} | {after} |")
-    table = "\n".join(["| | before | after |", "|---|---|---|", *rows]) if rows else ""
-    contents = "\n".join(f"- [Lab {lab}: {course.LABS[lab].name}](#lab-{lab})" for lab in labs)
+    header = "| | 16 bits, as it came | 4 bits, with its adapter |\n|---|---|---|"
+    table = "\n".join([header, *rows]) if rows else ""
+    seconds = summary.get("seconds", {}).get("labs", {})
+    contents = [line for lab in labs for line in _contents(lab, labs[lab], seconds.get(lab, 0))]
     machine = summary.get("machine", {})
     where = f"{machine.get('processor', '')}, {machine.get('threads', '')} threads"
-    minutes = sum(summary.get("seconds", {}).get("labs", {}).values()) / 60
-    took = f"{time.strftime('%Y-%m-%d %H:%M')}, {where}, {number(minutes)} minutes in all"
-    return f"# {title}\n\n{took}\n\n{table}\n\n{contents}"
+    took = f"{time.strftime('%Y-%m-%d %H:%M')}, {where}, {clock(sum(seconds.values()))} in all"
+    return "\n\n".join(
+        [
+            f"# {title}\n\n{took}",
+            table,
+            '<a id="contents"></a>\n\n## Contents',
+            "\n".join([*contents, "- [Glossary](#glossary)"]),
+        ]
+    )
 
 
-def _with_links(text: str, folder: Path) -> str:
-    """*text* of a notebook's cell whose links lead from the report: to its own labs, else to the
-    clone's files.
+def _contents(lab: str, cells: list, seconds: float) -> list[str]:
+    """Lines of a list: the title of *lab*, and below it its steps, which are given anchors."""
+    name, lines = f"Lab {lab}", []
+    for cell in cells:
+        if cell.cell_type != "markdown":
+            continue
+        if title := re.match(r"# (.+)", cell.source):
+            name = title[1]
+        step = re.search(r"^## Step (\d+): ([^(\n]+)", cell.source, re.MULTILINE)
+        if step:
+            anchor = f"lab-{lab}-step-{step[1]}"
+            start = step.start()
+            cell.source = f'{cell.source[:start]}<a id="{anchor}"></a>\n\n{cell.source[start:]}'
+            lines.append(f"    - [{step[1]}. {step[2].strip()}](#{anchor})")
+    took = f", {clock(seconds)}" if seconds else ""
+    return [f"- [{name}](#lab-{lab}){took}", *lines]
+
+
+def _with_links(text: str, folder: Path, labs: Iterable[str]) -> str:
+    """*text* of a notebook's cell whose links lead from the report in *folder*: to the *labs* and
+    the glossary in it, else to the clone's files.
     """
 
     def moved(link: re.Match) -> str:
-        target = link[1]
-        if lab := re.fullmatch(r"(\d\d)_\w+\.ipynb", target):
-            return f"](#lab-{lab[1]})"
-        path = (ROOT / "notebooks" / target.partition("#")[0]).resolve()
-        if "://" in target or target.startswith("#") or not path.exists():
-            return link[0]
-        if path.suffix == ".png":  # is embedded
-            return link[0]
-        return f"]({path.as_uri()})"
+        start, target, end = link.groups()
+        lab = re.search(r"(?:^|/)(\d\d)_\w+\.ipynb$", target)
+        if lab and lab[1] in labs:
+            return f"{start}#lab-{lab[1]}{end}"
+        file, _, fragment = target.partition("#")
+        path = (ROOT / "notebooks" / file).resolve()
+        if "://" in target or not file or not path.exists() or path.suffix == ".png":
+            return link[0]  # pictures are embedded
+        if path == ROOT / "docs" / "GLOSSARY.md":
+            return f"{start}#glossary{end}"
+        fragment = f"#{fragment}" if fragment else ""
+        if not folder.is_relative_to(ROOT):
+            return f"{start}{path.as_uri()}{fragment}{end}"
+        # from one place of the clone to another, so that the clone may be moved
+        return f"{start}{quote(Path(os.path.relpath(path, folder)).as_posix())}{fragment}{end}"
 
-    return re.sub(r"\]\(([^)\s]+)\)", moved, text)
+    return re.sub(r"(\]\(|^\[[^\]\n]+\]: )([^)\s]+)(\)|$)", moved, text, flags=re.MULTILINE)

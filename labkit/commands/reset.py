@@ -1,4 +1,4 @@
-"""./lab reset: deletes outputs of the profile in force, and nothing else."""
+"""./lab reset: deletes outputs of the profile in force, or the working copies of the notebooks."""
 
 import argparse
 import sys
@@ -9,7 +9,8 @@ from labkit.commands import lab_number
 from labkit.errors import LabError
 from labkit.files import dir_mb, remove
 from labkit.products import Products, folder_lock
-from labkit.profiles import profile_name, runs_folder
+from labkit.profiles import ROOT, profile_name, runs_folder
+from labkit.working_copies import WorkingCopies
 
 
 def main(arguments: list[str]) -> int:
@@ -19,18 +20,26 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="./lab reset", description="Deletes outputs of the profile in force."
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--from",
         dest="first",
         metavar="NN",
         type=lab_number,
         help="only those of lab NN and the labs after it",
     )
-    parser.add_argument(
+    what.add_argument(
         "--all", action="store_true", help="also what lab 01 saved: profile, model, data, steps"
+    )
+    what.add_argument(
+        "--notebooks",
+        action="store_true",
+        help="no outputs, but what you saved of the labs' notebooks in JupyterLab",
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(arguments)
+    if options.notebooks:
+        return _delete_copies(WorkingCopies(ROOT), agreed=options.yes)
     folder = runs_folder() / profile_name()
     first = None if options.all else options.first
     labs = f"labs {first} to {max(course.LABS)}" if first else "all labs"
@@ -50,6 +59,20 @@ def main(arguments: list[str]) -> int:
         print(f"outputs of {labs} are deleted from {folder}: {freed:,.1f} MB")
     if options.all:
         (runs_folder() / "choice.json").unlink(missing_ok=True)
+    return 0
+
+
+def _delete_copies(copies: WorkingCopies, *, agreed: bool) -> int:
+    names = copies.names()
+    if not names:
+        print("nothing to delete: no notebook of the labs was saved in JupyterLab")
+        return 0
+    listed = ", ".join(names)
+    if not (agreed or _agreed(f"delete your versions of the notebooks ({listed})?")):
+        print("nothing was deleted")
+        return 1
+    copies.delete()
+    print(f"{copies.folder} is deleted. The labs open as they came.")
     return 0
 
 

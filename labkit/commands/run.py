@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     profile = resolve_profile()
     products = Products(runs_folder() / profile.name)
+    if options.first:
+        print(f"results of lab {options.first} and the labs after it are made anew", flush=True)
     with folder_lock(products.folder):
         first = min(course.LABS) if options.force else options.first
         for stamp in products.stamps() if first else ():
@@ -70,8 +72,12 @@ def decision(products: Products, profile: Profile, number: str) -> dict:
 
 def unchanged(products: Products, profile: Profile, number: str) -> bool:
     """Whether running lab *number* again would bring nothing new."""
-    if products.change(executed(number), decision(products, profile, number)):
-        return False
+    change = products.change(executed(number), decision(products, profile, number))
+    return not change and is_made(products, profile, number)
+
+
+def is_made(products: Products, profile: Profile, number: str) -> bool:
+    """Whether all products of lab *number* are there, and current."""
     made = set(course.LABS[number].makes)
     if profile.device != "cuda":
         made -= set(course.GPU_ONLY)

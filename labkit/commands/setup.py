@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.machine import TELEMETRY_OFF
 from labkit.profiles import ROOT
 from labkit.progress import Progress, clock
-from labkit.workspace import TELEMETRY_OFF
 
 VENV = ROOT / ".venv"
 CONDA = "on-device-lab"  # the name in environment.yml
@@ -36,7 +36,8 @@ for module in "torch", "onnxruntime_genai", "olive":
     importlib.import_module(module)
     seconds = time.perf_counter() - started
     package = importlib.metadata.packages_distributions()[module][0]
-    print(f"  {package} {importlib.metadata.version(package)}: imported in {seconds:.1f} s", flush=True)
+    version = importlib.metadata.version(package)
+    print(f"  {package} {version}: imported in {seconds:.1f} s", flush=True)
 """
 
 
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def enter(argv: list[str], *, install_first: bool) -> None:
-    """Goes on in the environment: replaces this process by the same command there, installing it first where told to.
+    """Replaces this process by the same command in the environment, installing it where told to.
 
     LAB_PYTHON names the python of another environment to use; in the conda environment of
     environment.yml, that one is.
@@ -300,7 +301,8 @@ def _pip(
         for line in pip.stdout:
             lines.append(line)
             match = re.match(
-                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$",
+                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+"
+                r"\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$",
                 line,
             )
             if total and match:

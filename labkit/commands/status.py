@@ -39,7 +39,7 @@ def state(products: Products, profile: Profile, number: str) -> str:
     text = course.notebook_path(number).read_text(encoding="utf-8")
     wanted = set(re.findall(r'lab\.checkpoint\((?:\\n",\s*")?\s*\\"(\d\.\d)\\"', text))
     passed = Records(products).checkpoints(number)
-    if wanted and wanted <= passed:
+    if wanted and wanted <= passed and run.is_made(products, profile, number):
         return "complete"
     if products.stamp(run.executed(number)):
         return "stale"

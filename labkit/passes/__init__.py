@@ -1,21 +1,23 @@
-"""Two passes and a data component that Olive does not have, and the configuration that makes them known to it."""
+"""Passes and data components that Olive does not have, and how Olive is told of them."""
 
 import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# labkit's version of the passes: raised when a pass, the grid or the chat format gives another
+# result; what was kept is then made anew
 VERSION = "2026-11-28"
-"""Raised when a pass, the grid or the chat format gives another result: what was kept is made anew."""
 
 HOME = {
     "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
     "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",
+    "LoraExtractor": "labkit.passes.adapters.LoraExtractor",
 }
 
 
 def olive_passes() -> dict[str, Any]:
-    """Olive's package configuration with the passes of this lab added: `olive.run(..., package_config=olive_passes())`.
+    """Olive's package configuration and the passes of these labs, for olive.run's package_config.
 
     Makes the data components of labkit/passes/chat_data.py known to Olive, too.
     """

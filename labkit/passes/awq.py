@@ -1,6 +1,7 @@
-"""AWQ through AutoAWQ, as a function and as an Olive pass.
+"""AWQ through AutoAWQ, as a function and as an Olive pass; and the way back to a plain checkpoint.
 
-The only module that runs AutoAWQ, which is archived upstream: another engine would be put in here.
+AutoAWQ is archived upstream. Only this module and awq_blocks.py use it: another engine would be
+put in here.
 """
 
 import json
@@ -12,11 +13,11 @@ from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
 from labkit.errors import LabError
-from labkit.prompts import load_tokenizer
-from labkit.quantize import BITS
+from labkit.grid import BITS, tensors_of
 from labkit.settings import CONFIG, carry_settings
+from labkit.tokenizer import load_tokenizer
 
-# architectures that AutoAWQ does not know, and the one whose blocks have the same layers by the same names
+# architectures that AutoAWQ does not know, and a known one whose blocks have the same layers
 LIKE = {"granite": "llama", "smollm3": "llama", "gemma3_text": "gemma2"}
 
 
@@ -29,17 +30,18 @@ def awq_quantize(
     dtype: str,
     device: str,
 ) -> None:
-    """Writes the checkpoint in *model_dir* to *out* with its layers in packed 4-bit AWQ (the GEMM format of AutoAWQ).
+    """Writes the checkpoint *model_dir* to *out* with its layers in 4-bit AWQ (AutoAWQ's GEMM).
 
-    *calibration* is token ids, one list a record. The search is that of labkit/passes/awq_search.py, clipping included; the
-    model waits in the host's memory, and one block after the other goes to the *device*. Raises LabError where there is too
-    little calibration text. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
+    *calibration* is token ids, one list a record. The search is that of awq_search.py, clipping
+    included; the model waits in the host's memory, and one block after the other goes to the
+    *device*. Raises LabError if there is too little calibration text.
+    Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978
     """
     import torch
     from awq import AutoAWQForCausalLM
     from awq.models import auto, base
 
-    from labkit.passes.awq_search import quantizer_on
+    from labkit.passes.awq_blocks import quantizer_on
 
     for new, known in LIKE.items():
         auto.AWQ_CAUSAL_LM_MODEL_MAP[new] = auto.AWQ_CAUSAL_LM_MODEL_MAP[known]
@@ -78,8 +80,46 @@ def awq_quantize(
     tokenizer.save_pretrained(out)
 
 
+def unpack_awq(awq_dir: Path, out: Path) -> None:
+    """Writes the packed AWQ checkpoint as a plain one in float16, with weights on the 4-bit grid.
+
+    PEFT trains on it, and the ONNX model builder rounds it back to the same integers.
+    Raises LabError if *awq_dir* lacks a part of the model.
+    """
+    import torch
+    from awq.utils.packing_utils import dequantize_gemm
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
+    group_size = config.quantization_config["group_size"]
+    del config.quantization_config
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = tensors_of(awq_dir)
+    layers = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    dense = {}
+    for layer in layers:
+        parts = [tensors.pop(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales")]
+        weight = dequantize_gemm(*(part.to(device) for part in parts), BITS, group_size)
+        dense[f"{layer}.weight"] = weight.t().contiguous().cpu()
+    dense |= {name: tensor.half() for name, tensor in tensors.items()}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float16, trust_remote_code=False
+        )
+    missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise LabError(
+            f"{awq_dir} does not hold the whole model (missing {missing[:3]}, "
+            f"unknown {unexpected[:3]}): run lab 02 again."
+        )
+    model.tie_weights()
+    model.save_pretrained(out)
+    carry_settings(awq_dir, out, quantization_config=None)
+    load_tokenizer(awq_dir).save_pretrained(out)
+
+
 class AwqQuantizer(Pass):
-    """4-bit AWQ through AutoAWQ, on CPU and GPU, calibrated on a JSON-lines file of {"token_ids": [...]}."""
+    """4-bit AWQ through AutoAWQ, on CPU and GPU, calibrated on a JSON-lines file of token ids."""
 
     @classmethod
     def _default_config(cls, accelerator_spec) -> dict[str, PassConfigParam]:

@@ -11,33 +11,42 @@ from olive.passes.onnx.model_builder import ModelBuilder
 from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
-from labkit.passes.awq_search import grouped
-from labkit.quantize import BITS
+from labkit.grid import BITS, pack_onnx, round_to_grid
 from labkit.settings import carry_settings
 
 
 class LoraModelBuilder(ModelBuilder):
-    """Olive's ModelBuilder, for int4 with asymmetric groups, with eight things put right.
+    """Olive's ModelBuilder, for int4 with asymmetric groups, with nine things put right.
 
-    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself writes every weight in float
-    first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the end, one by one in numpy.
+    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself
+    writes every weight in float first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the
+    end, one by one in numpy.
 
-    q, k and v are one matrix product, and gate and up are one, each with one adapter of the summed rank: the builder does the
-    first only without an adapter, and a token costs as many small products as there are nodes.
+    q, k and v are one matrix product, and gate and up are one, each with one adapter of the
+    summed rank: the builder does the first only without an adapter, and a token costs as many
+    small products as there are nodes.
 
-    The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does not run without them.
+    The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does
+    not run without them.
 
-    On CUDA, LongRoPE's choice between its two tables is a Where: ONNX Runtime records no CUDA graph of a model with an If.
+    On CUDA, LongRoPE's choice between its two tables is a Where: ONNX Runtime records no CUDA
+    graph of a model with an If.
 
-    A configuration as transformers 5 writes it is read: Gemma 3 has its two rotary embeddings in one table there.
+    A configuration as transformers 5 writes it is read: Gemma 3 has its two rotary embeddings in
+    one table there.
 
-    Each layer has the window of attention and the rotary embedding that the model gives it, or none: the builder gives
-    Gemma 2's windows to the other half of its layers, and fails where SmolLM3 has no rotary embedding.
+    Each layer has the window of attention and the rotary embedding that the model gives it, or
+    none: the builder gives Gemma 2's windows to the other half of its layers, and fails where
+    SmolLM3 has no rotary embedding.
 
-    `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores the option, which only
-    checkpoints quantized by Olive itself need.
+    `shared_embeddings` works: Olive replaces the builder's make_embedding by one that ignores
+    the option, which only checkpoints quantized by Olive itself need.
 
-    The exported model asks for all cores: where its configuration names no number, GenAI takes half of them.
+    Constants have their own shape: the builder gives all of them that of a single number, which
+    onnx.checker refuses.
+
+    The exported model asks for all cores: where its configuration names no number, GenAI takes
+    half of them.
     """
 
     @staticmethod
@@ -52,7 +61,8 @@ class LoraModelBuilder(ModelBuilder):
                 for linear in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
                 for side in "AB"
             ]
-        # the builder cuts fused layers into new ones, whose random first weights nobody reads (8 s for each 10**9 on a CPU)
+        # the builder cuts fused layers into new ones, whose random first weights nobody reads
+        # (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
         with mock.patch.multiple(Model, **HOOKS), no_start:
             built = super()._run_for_config(model, config, output_model_path)
@@ -61,9 +71,10 @@ class LoraModelBuilder(ModelBuilder):
 
 
 def joined(*linears) -> SimpleNamespace:
-    """One linear layer with the outputs of *linears*, which have the same input, after one another; and their adapters as one.
+    """One linear layer with the outputs of *linears*, which share their input, one after another.
 
-    Where the adapters have different A [rank, in], these are stacked, and B [out, rank] has blocks along its diagonal.
+    Their adapters become one, too. If they have different A [rank, in], these are stacked, and
+    B [out, rank] has blocks along its diagonal.
     """
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
     one = SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]), bias=bias)
@@ -77,9 +88,8 @@ def joined(*linears) -> SimpleNamespace:
         else:
             downs.append(one.weight.new_zeros(0, one.weight.shape[1], dtype=torch.float32))
             ups.append(one.weight.new_zeros(len(linear.weight), 0, dtype=torch.float32))
-    fused = all(
-        down is downs[0] for down in downs
-    )  # as in a layer that was one in the checkpoint, before the builder cut it
+    # as in a layer that was one in the checkpoint, before the builder cut it
+    fused = all(down is downs[0] for down in downs)
     one.base_layer = SimpleNamespace(weight=one.weight)
     one.lora_A = _default(downs[0] if fused else torch.cat(downs))
     one.lora_B = _default(torch.cat(ups) if fused else torch.block_diag(*ups))
@@ -92,20 +102,13 @@ def _default(weight: torch.Tensor) -> SimpleNamespace:
 
 
 def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
-    """*weight* [out, in] as ONNX Runtime's MatMulNBits has it: two integers in a byte, the first in the lower half."""
+    """*weight* [out, in] on the grid, as the builder takes a layer that is quantized already."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    integers, scales, zeros = (
-        part.squeeze(-1) for part in grouped(weight.detach().to(device), group_size)
-    )
-
-    def bytes_of(numbers):
-        numbers = torch.nn.functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8)
-        return (numbers[..., ::2] | numbers[..., 1::2] << 4).cpu()
-
+    grid = round_to_grid(weight.detach().to(device), group_size)
     return SimpleNamespace(
-        qweight=bytes_of(integers),
-        scales=scales.cpu(),
-        qzeros=bytes_of(zeros),
+        qweight=pack_onnx(grid.integers).cpu(),
+        scales=grid.scales.squeeze(-1).cpu(),
+        qzeros=pack_onnx(grid.zeros.squeeze(-1)).cpu(),
         g_idx=None,
         bits=BITS,
         group_size=group_size,
@@ -115,7 +118,7 @@ def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
 
 
 def _init(self, config, *args, make=Model.__init__):
-    """The builder reads names of transformers 4, which transformers 5 no longer gives to a configuration."""
+    """The builder reads names of transformers 4, which a configuration of transformers 5 lacks."""
     rope = config.rope_parameters
     if "full_attention" in rope:  # Gemma 3, whose layers of two kinds have two rotary embeddings
         config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
@@ -124,8 +127,18 @@ def _init(self, config, *args, make=Model.__init__):
     make(self, config, *args)
 
 
+def _make_constant(self, name, make=Model.make_constant):
+    """With its shape; the builder gives every constant that of a single number."""
+    make(self, name)
+    value = self.values[name]
+    value.shape = value.producer().attributes["value"].value.shape
+
+
 def _make_attention(self, layer_id, attention, root_input, make=Model.make_attention, **kwargs):
-    """With the layer's own window, which the builder guesses from its number, and no rotation where a layer has none."""
+    """With the layer's own window, which the builder guesses from its number.
+
+    And without rotation if the layer has none.
+    """
     window = self.window_size
     self.window_size = getattr(attention, "sliding_window", window) or -1
     if self.attention_attrs["op_type"] == "GroupQueryAttention":
@@ -136,9 +149,8 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
 
 def _make_attention_init(self, make=Model.make_attention_init):
     make(self)
-    self.attention_attrs["use_packed_matmul"] = (
-        self.attention_attrs["op_type"] == "GroupQueryAttention"
-    )
+    grouped_query = self.attention_attrs["op_type"] == "GroupQueryAttention"
+    self.attention_attrs["use_packed_matmul"] = grouped_query
 
 
 def _make_packed_matmul_float_class(self, q, k, v):
@@ -161,24 +173,19 @@ def _make_linear(self, linear, name, root_input) -> str:
 
 
 def _make_mlp_proj(self, layer_id, mlp, root_input):
-    base, shape = (
-        f"/model/layers.{layer_id}/mlp",
-        ["batch_size", "sequence_length", self.intermediate_size],
-    )
-    both = _make_linear(
-        self, joined(mlp.gate_proj, mlp.up_proj), f"{base}/gate_up_proj", root_input
-    )
+    base = f"/model/layers.{layer_id}/mlp"
+    shape = ["batch_size", "sequence_length", self.intermediate_size]
+    gate_up = joined(mlp.gate_proj, mlp.up_proj)
+    both = _make_linear(self, gate_up, f"{base}/gate_up_proj", root_input)
     halves = [f"{base}/gate_up_proj/Split/output_{i}" for i in range(2)]
     sizes = f"/model/constants/INT64/[{self.intermediate_size}, {self.intermediate_size}]"
     dtypes = [self.io_dtype] * 2
     self.make_split(f"{base}/gate_up_proj/Split", [both, sizes], halves, dtypes, [shape] * 2)
     active = self.make_activation(layer_id, root_input=halves[0])
-    self.make_mul(
-        f"{base}/Mul", [f"{active}/output_0", halves[1]], dtype=self.io_dtype, shape=shape
-    )
-    self.layernorm_attrs["skip_input"] = _make_linear(
-        self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0"
-    )
+    factors = [f"{active}/output_0", halves[1]]
+    self.make_mul(f"{base}/Mul", factors, dtype=self.io_dtype, shape=shape)
+    output = _make_linear(self, mlp.down_proj, f"{base}/down_proj", f"{base}/Mul/output_0")
+    self.layernorm_attrs["skip_input"] = output
 
 
 def _make_rotary_embedding_multi_cache(
@@ -187,26 +194,22 @@ def _make_rotary_embedding_multi_cache(
     if self.ep != "cuda" or self.attention_attrs["op_type"] != "GroupQueryAttention":
         return make(self, **names)
     tables, short = {}, self.original_context_length
-    keep = mock.patch.object(
-        self, "make_initializer", lambda table, name: tables.update({name: table})
-    )
-    with keep, mock.patch.object(self, "ep", "dml"):
+
+    def keep(table, name):
+        tables[name] = table
+
+    with mock.patch.multiple(self, make_initializer=keep, ep="dml"):
         make(self, **names)  # for an engine without If: the short table, and the long one below it
-    base, total = (
-        "/model/rotemb_caches_subgraph",
-        "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0",
-    )
+    base = "/model/rotemb_caches_subgraph"
+    total = "/model/attn_mask_reformat/attn_mask_subgraph/ReduceSum/output_0"
     self.make_reduce_max(f"{base}/ReduceMax", [total], dtype=TensorProto.INT64, shape=[])
-    self.make_greater(
-        f"{base}/Greater",
-        [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"],
-        shape=[],
-    )
+    compared = [f"{base}/ReduceMax/output_0", f"/model/constants/INT64/{short}"]
+    self.make_greater(f"{base}/Greater", compared, shape=[])
     for name, table in tables.items():
-        self.make_initializer(table[short:].contiguous(), f"{name}_long")
-        self.make_initializer(
-            torch.cat([table[:short], table[2 * short :]]), f"{name}_short"
-        )  # both of one length
+        long_table = table[short:].contiguous()
+        short_table = torch.cat([table[:short], table[2 * short :]])  # both of one length
+        self.make_initializer(long_table, f"{name}_long")
+        self.make_initializer(short_table, f"{name}_short")
         choice = [f"{base}/Greater/output_0", f"{name}_long", f"{name}_short"]
         self.make_node("Where", choice, [name], name=f"{base}/{name}/Where")
         self.make_value(name, self.io_dtype, shape=[len(table) - short, table.shape[1]])
@@ -218,6 +221,7 @@ def _update_genai_config(self, genai_config):
 
 HOOKS = {
     "__init__": _init,
+    "make_constant": _make_constant,
     "make_attention": _make_attention,
     "update_genai_config": _update_genai_config,
     "make_attention_init": _make_attention_init,

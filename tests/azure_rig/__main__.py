@@ -1,4 +1,4 @@
-"""python tests/azure_rig COMMAND ...: runs the command in the rig, then tells what it asked Azure for."""
+"""python tests/azure_rig COMMAND ...: runs the command in the rig, tells what it asked for."""
 
 import subprocess
 import sys

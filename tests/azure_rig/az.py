@@ -1,4 +1,7 @@
-"""The rig's `az`, which knows one command: az account get-access-token. Started by a script that each rig writes."""
+"""The rig's `az`, which knows one command: az account get-access-token.
+
+It is started by a script that each rig writes.
+"""
 
 import json
 import sys

@@ -20,6 +20,6 @@ def rig_session():
 
 @pytest.fixture
 def rig(rig_session):
-    """The rig, as new. Clients made in the test's own process need `rig.apply(monkeypatch)` first."""
+    """The rig, as new. Clients in the test's own process need `rig.apply(monkeypatch)` first."""
     rig_session.reset()
     return rig_session

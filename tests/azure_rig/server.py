@@ -1,4 +1,4 @@
-"""HTTP: the proxy that clients are told to use, and behind it Azure's hosts; faults are carried out here."""
+"""HTTP: the proxy that clients use, and behind it Azure's hosts; faults are carried out here."""
 
 import contextlib
 import http.client
@@ -39,7 +39,10 @@ class Broken(Exception):  # noqa: N818
 
 
 class Service(BaseHTTPRequestHandler):
-    """Azure's hosts, inside the encrypted connection: records requests, breaks them as told, emulates or forwards them."""
+    """Azure's hosts, inside the encrypted connection.
+
+    Records requests, breaks them as told, emulates or forwards them.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -114,7 +117,7 @@ class Service(BaseHTTPRequestHandler):
             raise Broken from error
 
     def metered(self, side: str, pieces):
-        """*pieces* of the request's or the response's body, cut off or slowed down where a fault wants it."""
+        """*pieces* of a request's or response's body, cut off or slowed down as a fault wants."""
         action, args = (self.fault.action, self.fault.args) if self.fault else ("", {})
         rate, left = args["rate"] if action == "slow" else None, None
         if action == "cut_body":
@@ -136,7 +139,7 @@ class Service(BaseHTTPRequestHandler):
     def send(
         self, status: int, headers: dict, pieces, size: int | None, reason: str | None = None
     ):
-        """Answers with *pieces*, which have *size* bytes together, or are sent as chunks where that is not known."""
+        """Answers with *pieces* of *size* bytes together; in chunks where that is not known."""
         self.record.status = status
         bare = self.command == "HEAD" or status in (204, 304)
         chunked = size is None and not bare
@@ -167,7 +170,8 @@ class Service(BaseHTTPRequestHandler):
                 )
         except Fail as failure:
             answer = failure.answer(record.host)
-        except Exception as error:  # a fault of the rig's own: the client must see it, or it looks like a network's
+        except Exception as error:
+            # a fault of the rig's own: the client must see it, or it looks like a network's
             answer = Fail(501, "RigFailed", f"{type(error).__name__}: {error}").answer(record.host)
         return self.encode(*answer)
 
@@ -200,7 +204,7 @@ class Service(BaseHTTPRequestHandler):
         return self.encode(*Fail(code, error, message, headers).answer(host))
 
     def forward(self) -> tuple:
-        """Hands the request on to Azurite, as it comes in, and hands back the answer, as it goes out."""
+        """Hands the request on to Azurite as it comes in, and the answer back as it goes out."""
         rig = self.server.rig
         self.upstream = up = http.client.HTTPSConnection(
             "127.0.0.1", rig.azurite_port, context=rig.trusting
@@ -239,7 +243,8 @@ class Service(BaseHTTPRequestHandler):
             and "sig=" in self.path
         ):
             # Azurite's name for a signature that expired or is wrong; in Azure it is this:
-            message = "Server failed to authenticate the request. Signature not valid in the specified time frame, or wrong."
+            message = "Server failed to authenticate the request. Signature not valid in the "
+            message += "specified time frame, or wrong."
             return self.encode(*Fail(403, "AuthenticationFailed", message).answer(BLOB))
         headers = {
             name: value for name, value in reply.getheaders() if name.lower() not in PER_CONNECTION
@@ -257,7 +262,8 @@ class Service(BaseHTTPRequestHandler):
 class Door(Service):
     """The proxy. It leads to Azure's hosts as the rig has them, and refuses all others.
 
-    Asked without a proxy, it answers as a compute instance's identity service, and tells az what to answer.
+    Asked without a proxy, it answers as a compute instance's identity service, and tells az what
+    to answer.
     """
 
     def serve(self):
@@ -284,9 +290,8 @@ class Door(Service):
         self.close_connection = True
         self.record, self.fault, rig = Record(self.command, host, self.path), None, self.server.rig
         why = "ForeignHost", f"the rig does not let anyone reach {host}"
-        if (
-            host == METADATA
-        ):  # every sign-in of a virtual machine's asks there: "unreachable" is what makes it go on at once
+        if host == METADATA:
+            # every sign-in of a virtual machine's asks there: "unreachable" makes it go on at once
             rig.record(self.record, breakable=False)
             why = "unreachable", "the network is unreachable"
         else:

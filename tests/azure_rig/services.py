@@ -1,4 +1,4 @@
-"""Azure's own services, emulated: Resource Manager, Entra and the model catalog; and sign-ins that need no network."""
+"""Azure's own services, emulated: Resource Manager, Entra, the model catalog; local sign-ins."""
 
 import base64
 import hmac
@@ -17,7 +17,8 @@ ACCOUNT = "labrigstorage"
 ARM, ENTRA, CATALOG = "management.azure.com", "login.microsoftonline.com", "eastus.api.azureml.ms"
 BLOB = f"{ACCOUNT}.blob.core.windows.net"
 AZURE = (ARM, ENTRA, CATALOG, BLOB)  # all that clients reach
-METADATA = "169.254.169.254"  # where a virtual machine asks for its identity; DefaultAzureCredential always tries it
+# where a virtual machine asks for its identity; DefaultAzureCredential always tries it
+METADATA = "169.254.169.254"
 SCOPE = re.compile(
     r"(?:/mferp/managementfrontend)?/subscriptions/([^/]+)/resourceGroups/([^/]+)"
     r"/providers/Microsoft\.MachineLearningServices/(?:workspaces|registries)/([^/]+)",
@@ -34,7 +35,8 @@ class Fail(Exception):  # noqa: N818
 
     def answer(self, host: str) -> tuple[int, dict | bytes, dict]:
         if host == BLOB:
-            text = f"<Error><Code>{escape(self.code)}</Code><Message>{escape(self.message)}</Message></Error>"
+            code, message = escape(self.code), escape(self.message)
+            text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
             return (
                 self.status,
                 text.encode(),
@@ -96,12 +98,14 @@ class Cloud:
         self._defaults()
 
     def _defaults(self):
-        self.datastore_credentials = "key"  # or "sas", or "none": the client then signs in to the storage with its own token
+        # or "sas", or "none": the client then signs in to the storage with its own token
+        self.datastore_credentials = "key"
         self.sas_expires_in = self.token_expires_in = (
             3600  # seconds; negative: expired when it is issued
         )
         self.workspace_exists = True
-        self.signin = "ok"  # or "expired_secret", "wrong_secret"; anything but "ok" also means that az has nobody signed in
+        # or "expired_secret", "wrong_secret"; both also mean that az has nobody signed in
+        self.signin = "ok"
         self.models: dict[
             str, dict[str, dict]
         ] = {}  # name -> version -> what the workspace tells of it
@@ -146,7 +150,8 @@ class Cloud:
                 404, "ResourceGroupNotFound", f"Resource group '{group}' could not be found."
             )
         if workspace.lower() != self.workspace or not self.workspace_exists:
-            what = f"The Resource 'Microsoft.MachineLearningServices/workspaces/{workspace}' under resource group '{group}'"
+            what = f"The Resource 'Microsoft.MachineLearningServices/workspaces/{workspace}' "
+            what += f"under resource group '{group}'"
             more = "For more details please go to https://aka.ms/ARMResourceNotFoundFix"
             raise Fail(404, "ResourceNotFound", f"{what} was not found. {more}")
 
@@ -193,7 +198,7 @@ class Cloud:
         return sas
 
     def _signed_in(self, authorization: str) -> dict:
-        """Claims of the token in the header *authorization*; Fail, unless it was issued here, for these services."""
+        """Claims of the token in the header *authorization*; Fail, unless it was issued here."""
         audiences = (
             f"https://{ARM}",
             "https://management.core.windows.net",
@@ -201,9 +206,8 @@ class Cloud:
         )
         scheme, _, token = authorization.partition(" ")
         claims = self._tokens.get(token)
-        challenge = {
-            "WWW-Authenticate": f'Bearer authorization_uri="https://{ENTRA}/{self.tenant}", error="invalid_token"'
-        }
+        authority = f'authorization_uri="https://{ENTRA}/{self.tenant}"'
+        challenge = {"WWW-Authenticate": f'Bearer {authority}, error="invalid_token"'}
         if scheme != "Bearer" or not claims:
             raise Fail(
                 401,
@@ -256,7 +260,8 @@ class Cloud:
                 f"AADSTS7000222: {what} Visit the Azure portal to create new keys for your app.",
             )
         if self.signin != "ok" or given != ([self.client_id], [self.client_secret]):
-            what = "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value,"
+            what = "Invalid client secret provided. Ensure the secret being sent in the request "
+            what += "is the client secret value,"
             raise Fail(
                 401,
                 "invalid_client",
@@ -266,7 +271,7 @@ class Cloud:
         return {"token_type": "Bearer", "expires_in": self.token_expires_in, "access_token": token}
 
     def _local(self, call: Call, asker: str, *_):
-        """Answers to the machine itself: what MSI_ENDPOINT stands for on a compute instance, and what az asks the rig."""
+        """Answers to the machine itself: a compute instance's MSI_ENDPOINT, and what az asks."""
         if call.headers.get("secret") != self.identity_secret:
             raise Fail(401, "Unauthorized", "wrong or no secret")
         if self.signin != "ok":
@@ -499,7 +504,7 @@ class Cloud:
 
     @staticmethod
     def _listed(call: Call, bodies: list[dict]) -> dict:
-        """A list answer as the query wants it; the newest comes first, unless it asks for another order."""
+        """A list answer as the query wants it; the newest first, unless it asks otherwise."""
         hidden = {"ActiveOnly": True, "ArchivedOnly": False}.get(
             call.query.get("listViewType", "ActiveOnly")
         )

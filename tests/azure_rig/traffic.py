@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Record:
-    """One request that arrived. `status` stays 0 where no answer was given, `sent` counts the body's bytes that came in."""
+    """One request that arrived: `sent` bytes of its body; `status` stays 0 without an answer."""
 
     method: str
     host: str
@@ -25,7 +25,7 @@ class Record:
 
 @dataclass
 class Fault:
-    """What is to go wrong with which requests; `fired` counts how often it did. See Traffic.fault."""
+    """What is to go wrong with which requests; `fired` counts how often it did (Traffic.fault)."""
 
     action: str
     method: str | None
@@ -61,12 +61,13 @@ class Traffic:
     ) -> Fault:
         """Breaks the next *times* requests that match, after the first *skip* of them.
 
-        *path* is a regular expression, searched in path?query. What *action* may be, and its *args*:
+        *path* is a regular expression, searched in path?query. The actions, and their *args*:
         drop            the connection is reset before anything is done
         drop_response   all is done, then the connection is reset instead of an answer
-        status          an answer of the service's kind of error: code, error (its name), message, headers
+        status          the service's kind of error: code, error (its name), message, headers
         stall           nothing happens for `seconds`, then the connection is reset
-        cut_body        the connection is reset after `after` bytes of the request's body, or of the response's if it has none
+        cut_body        the connection is reset after `after` bytes of the request's body, or
+                        of the response's if it has none
         slow            bodies pass at `rate` bytes a second, both ways
         """
         needed = {"cut_body": "after", "slow": "rate"}.get(action)

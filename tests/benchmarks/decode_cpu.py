@@ -1,11 +1,13 @@
 """Decoding on the CPU: our ONNX model in ONNX Runtime GenAI against llama.cpp, on the same 4-bit weights, in one process.
 
-    pip install --no-deps --target /tmp/llama llama-cpp-python diskcache   # with CMAKE_ARGS=-DGGML_NATIVE=ON
-    PYTHONPATH=/tmp/llama python tests/benchmarks/decode_cpu.py --run runs/cpu --out /tmp/decode.json
+    pip install --no-deps --target /tmp/llama llama-cpp-python diskcache   # with
+    CMAKE_ARGS=-DGGML_NATIVE=ON PYTHONPATH=/tmp/llama python tests/benchmarks/decode_cpu.py --run
+    runs/cpu --out /tmp/decode.json
 
-The dense checkpoint lies on an asymmetric 4-bit grid with groups of 32, which GGUF's Q4_1 holds; the tied head is in 8 bits
-on both sides. Each engine runs without and with the same LoRA adapter, beside the weights and in 32 bits. Held-out losses
-come first, and have to agree: speeds of different models would say nothing. Then the four take turns, in rotating order.
+The dense checkpoint lies on an asymmetric 4-bit grid with groups of 32, which GGUF's Q4_1 holds;
+the tied head is in 8 bits on both sides. Each engine runs without and with the same LoRA adapter,
+beside the weights and in 32 bits. Held-out losses come first, and have to agree: speeds of
+different models would say nothing. Then the four take turns, in rotating order.
 """
 
 import argparse
@@ -36,8 +38,9 @@ try:
     from llama_cpp import __version__ as llama_version
 except ModuleNotFoundError as error:
     sys.exit(
-        f"error: no module {error.name}. Run 'CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-deps --target /tmp/llama "
-        "llama-cpp-python diskcache' (needs cmake and a C++ compiler), then set PYTHONPATH=/tmp/llama."
+        f"error: no module {error.name}. Run 'CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-deps "
+        "--target /tmp/llama llama-cpp-python diskcache' (needs cmake and a C++ compiler), "
+        "then set PYTHONPATH=/tmp/llama."
     )
 
 CONTEXT = 512
@@ -48,7 +51,9 @@ ENDS = ("_low", "", "_high")
 def to_gguf(
     name: str, weight: torch.Tensor, config: dict, names: gguf.TensorNameMap
 ) -> tuple[str, np.ndarray]:
-    """Name and rows as llama.cpp has them: its RoPE turns neighbours (0, 1), transformers' the halves of a head (0, 32)."""
+    """Name and rows as llama.cpp has them: its RoPE turns neighbours (0, 1), transformers' the
+    halves of a head (0, 32).
+    """
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(
         name.split(".")[-2]
     )
@@ -65,7 +70,10 @@ def write(writer: gguf.GGUFWriter) -> None:
 
 
 def write_model(dense: Path, out: Path) -> dict[str, float]:
-    """Writes the GGUF; {"mb" (weights), "worst_relative_error" (Frobenius, of one layer)}. Metadata are those of the wheel."""
+    """Writes the GGUF; {"mb" (weights), "worst_relative_error" (Frobenius, of one layer)}.
+
+    Metadata are those of the wheel.
+    """
     config = json.loads((dense / "config.json").read_text())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     writer, size, worst = gguf.GGUFWriter(out, "llama"), 0, 0.0
@@ -124,7 +132,9 @@ def write_adapter(adapter: Path, dense: Path, out: Path) -> dict[str, float]:
 
 
 class Llama:
-    """A context of llama.cpp through its C interface, which costs a token two calls from Python; for eval_loss a torch model."""
+    """A context of llama.cpp through its C interface, which costs a token two calls from Python;
+    for torch_logits a model.
+    """
 
     device = "cpu"
 
@@ -184,7 +194,9 @@ class Llama:
 
 
 class GenAI:
-    """The ONNX model in ONNX Runtime GenAI, with as many threads as llama.cpp; a generator is made anew for each answer."""
+    """The ONNX model in ONNX Runtime GenAI, with as many threads as llama.cpp; a generator is made
+    anew for each answer.
+    """
 
     def __init__(self, folder: Path):
         session = {"intra_op_num_threads": threads(), "log_severity_level": 3}
@@ -257,7 +269,8 @@ def main() -> None:
     flash = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
     contexts = {"llama.cpp": Llama(llama, flash), "llama.cpp + adapter": Llama(llama, flash, lora)}
     print(
-        f"4-bit layers in GGUF: worst relative error {written['model']['worst_relative_error']:.4f}"
+        "4-bit layers in GGUF: worst relative error "
+        f"{written['model']['worst_relative_error']:.4f}"
     )
 
     adapter, some, loss = onnx / "adapter_weights.onnx_adapter", records[: options.records], {}
@@ -265,16 +278,22 @@ def main() -> None:
         name: (c, None) for name, c in contexts.items()
     }
     for name, (model, weights) in models.items():
-        loss |= labkit.eval_loss(model, tokenizer, some, name=name, adapter=weights)["eval_loss"]
+        is_onnx = isinstance(model, Path)
+        logits = (
+            labkit.OnnxLogits(model, adapter=weights) if is_onnx else labkit.torch_logits(model)
+        )
+        loss[name] = labkit.mean_loss(labkit.record_losses(logits, tokenizer, some)).mean
     for suffix in ("", " + adapter"):
         ours, theirs = loss[f"onnx{suffix}"], loss[f"llama.cpp{suffix}"]
         print(
-            f"held-out loss{suffix}: onnx {ours:.4f}, llama.cpp {theirs:.4f} ({theirs - ours:+.4f})",
+            f"held-out loss{suffix}: onnx {ours:.4f}, llama.cpp {theirs:.4f} "
+            f"({theirs - ours:+.4f})",
             flush=True,
         )
         if abs(theirs - ours) > AGREE:
             sys.exit(
-                f"error: the losses are more than {AGREE} apart: these are not the same weights, and speeds say nothing."
+                f"error: the losses are more than {AGREE} apart: these are not the same "
+                "weights, and speeds say nothing."
             )
 
     record, genai = records[0], GenAI(onnx)
@@ -286,9 +305,9 @@ def main() -> None:
     gb_per_s, names, runs = bandwidth(), list(variants), {name: [] for name in variants}
     for turn in range(-1, options.rounds):  # the first is to warm up
         for name in names[turn % 4 :] + names[: turn % 4]:
-            found = labkit.decode_speed(variants[name], name=name, repeats=1, warmup=0)
+            speed, first = labkit.token_speed(variants[name], repeats=1, warmup=0)
             if turn >= 0:
-                runs[name].append((found["tokens_per_s"][name], found["first_token_ms"][name]))
+                runs[name].append((speed.mean, first.mean))
 
     mb = {
         "onnx": sum(p.stat().st_size for p in onnx.glob("model.onnx*")) / 1e6,
@@ -333,7 +352,8 @@ def main() -> None:
         speed = f"{row['tokens_per_s']:6.1f} ({row['tokens_per_s_low']:.1f} to {row['tokens_per_s_high']:.1f})"
         first = f"{row['first_token_ms']:6.1f} ({row['first_token_ms_low']:.1f} to {row['first_token_ms_high']:.1f})"
         print(
-            f"{name:20} {speed:25}{row['ms_per_token']:8.2f} {row['floor_ms']:6.2f}  {first:28} {row['eval_loss']:7.4f}"
+            f"{name:20} {speed:25}{row['ms_per_token']:8.2f} {row['floor_ms']:6.2f}  {first:28} "
+            f"{row['eval_loss']:7.4f}"
         )
     for suffix in ("", " + adapter"):
         pairs = zip(runs[f"onnx{suffix}"], runs[f"llama.cpp{suffix}"], strict=True)

@@ -1,15 +1,16 @@
 """The gpu profile at Phi-3.5-mini's size: its exact architecture with seeded random weights, through the notebooks.
 
-    python tests/benchmarks/phi.py make WORK                   # model and data
-    python tests/benchmarks/phi.py labs WORK 01 02 03 04       # notebooks, as they are
-    python tests/benchmarks/phi.py route WORK                  # the steps alone, with an untrained adapter
-    python tests/benchmarks/phi.py check WORK                  # logits of the products against transformers
-    python tests/benchmarks/phi.py decode WORK                 # tokens per second against transformers
-    python tests/benchmarks/phi.py table WORK                  # what the labs took
+    python tests/benchmarks/phi.py make WORK                   # model and data python
+    tests/benchmarks/phi.py labs WORK 01 02 03 04       # notebooks, as they are python
+    tests/benchmarks/phi.py route WORK                  # the steps alone, with an untrained
+    adapter python tests/benchmarks/phi.py check WORK                  # logits of the products
+    against transformers python tests/benchmarks/phi.py decode WORK                 # tokens per
+    second against transformers python tests/benchmarks/phi.py table WORK                  # what
+    the labs took
 
-Each command ends within ten minutes on an H100. Where the GPU environment is not the locked one (README of this folder),
-only the package check of lab 01 is left out. Random weights answer nothing: checkpoints that judge an answer are reported,
-not raised.
+Each command ends within ten minutes on an H100. Where the GPU environment is not the locked one
+(README of this folder), only the package check of lab 01 is left out. Random weights answer
+nothing: checkpoints that judge an answer are reported, not raised.
 """
 
 import argparse
@@ -83,7 +84,9 @@ def environment(work: Path, options) -> dict[str, str]:
 
 
 def labs(work: Path, options) -> None:
-    """Executes the notebooks of some labs, each in a kernel of its own, and prints seconds and what a checkpoint found wrong."""
+    """Executes the notebooks of some labs, each in a kernel of its own, and prints seconds and
+    what a checkpoint found wrong.
+    """
     from labs import UNLOCKED, run_lab
 
     ballast = hold(options.gpu_gb) if options.gpu_gb else None
@@ -94,7 +97,8 @@ def labs(work: Path, options) -> None:
                 number, environment(work, options) | {"LAB_REHEARSE": "1"}, work, first=[UNLOCKED]
             )
             print(
-                f"lab {number}: {time.perf_counter() - started:.1f} s; checkpoints not passed: {wrong or 'none'}",
+                f"lab {number}: {time.perf_counter() - started:.1f} s; checkpoints not passed: "
+                f"{wrong or 'none'}",
                 flush=True,
             )
     finally:
@@ -103,7 +107,9 @@ def labs(work: Path, options) -> None:
 
 
 def hold(leave_gb: float) -> subprocess.Popen:
-    """A process that takes the GPU's memory but *leave_gb* (10**9 bytes), so that a larger GPU is as tight as a smaller."""
+    """A process that takes the GPU's memory but *leave_gb* (10**9 bytes), so that a larger GPU is
+    as tight as a smaller.
+    """
     code = (
         "import sys, torch; free, total = torch.cuda.mem_get_info(); "
         "x = torch.empty(int(free - float(sys.argv[1]) * 1e9), dtype=torch.uint8, device='cuda'); "
@@ -120,10 +126,12 @@ def hold(leave_gb: float) -> subprocess.Popen:
 
 def table(work: Path, options) -> None:
     """Prints seconds, host memory and GPU memory of every step, and sizes."""
-    from labkit.workspace import write_summary
+    from labkit.products import Products
+    from labkit.profiles import resolve_profile
+    from labkit.summary import write_summary
 
     os.environ |= environment(work, options)
-    summary = write_summary(work / "runs" / options.profile)
+    summary = write_summary(Products(work / "runs" / options.profile), resolve_profile())
     steps = summary["seconds"]["steps"]
     print("| step | seconds | host memory, GB | GPU memory, GB |\n|---|---|---|---|")
     for name, seconds in steps.items():
@@ -144,7 +152,9 @@ def table(work: Path, options) -> None:
 
 
 def route(work: Path, options) -> None:
-    """AWQ, its weights unpacked, a random adapter in place of lab 03's, and lab 04's workflow; prints seconds of each."""
+    """AWQ, its weights unpacked, a random adapter in place of lab 03's, and lab 04's workflow;
+    prints seconds of each.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -152,7 +162,7 @@ def route(work: Path, options) -> None:
     from labkit import chat_ids, load_records, load_tokenizer, unpack_awq
     from labkit.passes.awq import awq_quantize
     from labkit.profiles import PROFILES
-    from labkit.workspace import Lab
+    from labkit.session import Lab
 
     os.environ["LAB_RUNS"] = str(work / "runs")
     profile, out = PROFILES[options.profile], work / "runs" / options.profile
@@ -193,21 +203,10 @@ def route(work: Path, options) -> None:
         config = Lab("04", profile).workflow(
             "optimize",
             provider=provider,
-            model_path=out / "awq-dense",
-            adapter_path=out / "lora" / "adapter",
+            model=out / "awq-dense",
+            adapter=out / "lora" / "adapter",
+            tied=False,
         )
-        capture = config["passes"]["capture"]
-        capture["int4_block_size"], capture["extra_options"]["shared_embeddings"] = (
-            profile.group_size,
-            False,
-        )
-        surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
-        surgery["remove_duplicate_initializers"] = False
-        config["passes"] = {
-            "capture": capture,
-            "embedding": surgery,
-            "extract": config["passes"]["extract"],
-        }
         olive_run(config | {"output_dir": str(folder)})
 
     timed("onnx", lambda: optimize(out / "onnx", profile.provider))
@@ -216,7 +215,9 @@ def route(work: Path, options) -> None:
 
 
 def relative(found, wanted) -> str:
-    """Error of logits [tokens, vocabulary] as text: relative (Frobenius), of the last token, and how often the argmax agrees."""
+    """Error of logits [tokens, vocabulary] as text: relative (Frobenius), of the last token, and
+    how often the argmax agrees.
+    """
     found, wanted = found.float(), wanted.float()
     both = [
         ((f - w).norm() / w.norm()).item() for f, w in ((found, wanted), (found[-1], wanted[-1]))
@@ -226,12 +227,14 @@ def relative(found, wanted) -> str:
 
 
 def check(work: Path, options) -> None:
-    """Logits of the unquantized and the int4 graph, without and with adapter, below and beyond 4,096 tokens, against torch."""
+    """Logits of the unquantized and the int4 graph, without and with adapter, below and beyond
+    4,096 tokens, against torch.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from labkit.evaluate import _onnx_logits
+    from labkit.evaluate import OnnxLogits
 
     run = work / "runs" / options.profile
     dense, adapter, device = (
@@ -255,7 +258,8 @@ def check(work: Path, options) -> None:
                     model(torch.tensor([prompt], device=device), logits_to_keep=64).logits[0].cpu()
                 )
     print(
-        "| graph | adapter | tokens | error of the logits | last token | argmax agrees |\n|---|---|---|---|---|---|"
+        "| graph | adapter | tokens | error of the logits | last token | argmax agrees "
+        "|\n|---|---|---|---|---|---|"
     )
     half = torch.float16 if device == "cuda" else torch.bfloat16
     model = model.to(half)  # what rounding of the activations alone does to these weights
@@ -292,13 +296,14 @@ def check(work: Path, options) -> None:
                 if on and name != "float"
                 else None
             )
-            logits = _onnx_logits(folder, where, weights)
+            logits = OnnxLogits(folder, provider=where, adapter=weights)
             for prompt in prompts:
                 if where == "CPUExecutionProvider" and device == "cuda" and len(prompt) > 4200:
                     continue  # minutes
                 found = logits(prompt)[-64:]
                 print(
-                    f"| {name} | {'on' if on else 'off'} | {len(prompt)} | {relative(found, wanted[on, len(prompt)])} |",
+                    f"| {name} | {'on' if on else 'off'} | {len(prompt)} | "
+                    f"{relative(found, wanted[on, len(prompt)])} |",
                     flush=True,
                 )
             del logits
@@ -337,7 +342,9 @@ def olive_run(config: dict) -> None:
 
 
 def decode(work: Path, options) -> None:
-    """Tokens per second and time to the first token: int4 in ONNX Runtime GenAI, and bfloat16 in transformers."""
+    """Tokens per second and time to the first token: int4 in ONNX Runtime GenAI, and bfloat16 in
+    transformers.
+    """
     import torch  # first: ONNX Runtime takes the CUDA libraries that torch has loaded
 
     import onnxruntime_genai as og  # isort: skip
@@ -346,7 +353,8 @@ def decode(work: Path, options) -> None:
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
     print(
-        f"genai {og.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
+        f"genai {og.__version__}, "
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
         flush=True,
     )
 
@@ -405,8 +413,9 @@ def decode(work: Path, options) -> None:
             return
         first, speed = (sorted(values) for values in zip(*runs, strict=True))
         print(
-            f"| {name} | {count} | {1000 * statistics.median(first):.1f} ({1000 * first[0]:.1f} to {1000 * first[-1]:.1f}) "
-            f"| {statistics.median(speed):.1f} ({speed[0]:.1f} to {speed[-1]:.1f}) |",
+            f"| {name} | {count} | {1000 * statistics.median(first):.1f} ({1000 * first[0]:.1f} "
+            f"to {1000 * first[-1]:.1f}) | {statistics.median(speed):.1f} ({speed[0]:.1f} to "
+            f"{speed[-1]:.1f}) |",
             flush=True,
         )
 

@@ -1,11 +1,13 @@
 """AWQ: AutoAWQ's own quantizer (with its copy fixed) against labkit's, on the same model and the same calibration data.
 
-    python tests/benchmarks/quantize.py --model runs/cpu/base --calibration runs/cpu/calibration.jsonl --group-size 32
-    python tests/benchmarks/quantize.py --phi-layers 8 --records 128 --length 512 --device cuda --group-size 128
+    python tests/benchmarks/quantize.py --model runs/cpu/base --calibration
+    runs/cpu/calibration.jsonl --group-size 32 python tests/benchmarks/quantize.py --phi-layers 8
+    --records 128 --length 512 --device cuda --group-size 128
 
-The second makes a model of Phi-3.5-mini's shape with random weights and planted outlier channels. For each engine it
-prints seconds (search, quantize and pack; loading and saving not counted), peak memory of the GPU, and the error of each
-block: |quantized block(x) - block(x)|^2 / |block(x) - x|^2 in float32, on the inputs that the unquantized model has.
+The second makes a model of Phi-3.5-mini's shape with random weights and planted outlier channels.
+For each engine it prints seconds (search, quantize and pack; loading and saving not counted), peak
+memory of the GPU, and the error of each block: |quantized block(x) - block(x)|^2 / |block(x) -
+x|^2 in float32, on the inputs that the unquantized model has.
 """
 
 import argparse
@@ -23,14 +25,14 @@ from awq.utils.packing_utils import dequantize_gemm
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from labkit.passes.awq_search import quantizer_on
+from labkit.passes.awq_blocks import quantizer_on
 
 
 class CopyingQuantizer(AwqQuantizer):
     """AutoAWQ's search as it is, made correct on the CPU.
 
-    There, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points would scale weights that the
-    one before had scaled.
+    There, state_dict().cpu() is the weights themselves and no copy: each of the 20 grid points
+    would scale weights that the one before had scaled.
     """
 
     def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *rest):
@@ -48,7 +50,9 @@ ENGINES = {"autoawq": lambda device: CopyingQuantizer, "labkit": quantizer_on}
 
 
 def phi_shaped(folder: Path, layers: int) -> None:
-    """Phi-3.5-mini's shape, with seeded random weights; one channel in 64 of each norm is 20 times the rest."""
+    """Phi-3.5-mini's shape, with seeded random weights; one channel in 64 of each norm is 20 times
+    the rest.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as tokenizer_models
     from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
@@ -87,7 +91,9 @@ def load(folder: Path, dtype: str, device: str):
 def block_errors(
     folder: Path, quantized, records: torch.Tensor, group_size: int, device: str
 ) -> list[float]:
-    """Relative squared error of each quantized block on the inputs that it has in the unquantized model."""
+    """Relative squared error of each quantized block on the inputs that it has in the unquantized
+    model.
+    """
     original = load(folder, "float32", "cpu").model.model
     rotary, x = original.rotary_emb.to(device), original.embed_tokens(records).to(device)
     position = rotary(x[:1], torch.arange(x.shape[1], device=device)[None])
@@ -186,8 +192,9 @@ def main() -> None:
             tokenizer.save_pretrained(options.save / engine)
         figures[engine] = {"seconds": seconds, "gpu_peak_gb": peak, "block_errors": errors}
         print(
-            f"{engine}: {statistics.median(seconds):.1f} s (of {[round(s, 1) for s in seconds]}), peak {peak} GB, "
-            f"error {statistics.mean(errors):.6f}: {[round(e, 6) for e in errors[:8]]}",
+            f"{engine}: {statistics.median(seconds):.1f} s (of "
+            f"{[round(s, 1) for s in seconds]}), peak {peak} GB, error "
+            f"{statistics.mean(errors):.6f}: {[round(e, 6) for e in errors[:8]]}",
             flush=True,
         )
     if options.out:

