@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit.capture import PeakMemory, last_lines, redirect_output
 from labkit.errors import LabError, disk_is_full
 from labkit.files import OLIVE_NOTES, read_json, remove
-from labkit.profiles import ROOT, Profile
+from labkit.profiles import ROOT, SEED, Profile
 from labkit.progress import Progress
 
 
@@ -28,6 +28,7 @@ def make(
     goes wrong.
     """
     remove(partial)
+    set_seed()  # whatever the cells before have drawn
     expected = read_json(ROOT / "data" / "seconds.json").get(profile.name, {}).get(product)
     started = time.perf_counter()
     with Progress() as progress, PeakMemory(gpu=profile.device == "cuda") as peak:
@@ -41,6 +42,18 @@ def make(
         "peak_gpu_mb": round(peak.gpu_mb, 1),
     }
     return written, cost
+
+
+def set_seed() -> None:
+    """Seeds Python, numpy and torch; as transformers.set_seed, which takes seconds to import."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 def _checked(product: str, partial: Path, result: object, entry: str | tuple[str, ...]) -> Path:

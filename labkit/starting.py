@@ -9,7 +9,8 @@ from labkit.charts import show_with_alternative_text
 from labkit.course import LABS
 from labkit.errors import LabError
 from labkit.files import write_json
-from labkit.profiles import ROOT, SEED, resolve_profile, runs_folder, saved_choice
+from labkit.making import set_seed
+from labkit.profiles import ROOT, resolve_profile, runs_folder, saved_choice
 from labkit.session import Lab
 
 QUIET = {
@@ -45,7 +46,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
 
     show_with_alternative_text()
     torch.set_num_threads(machine.threads())
-    _seed()
+    set_seed()
     if lab.profile.device == "cuda":
         machine.require_free_gpu(lab.profile)
     print(
@@ -100,15 +101,3 @@ def _require_writable(lab: Lab) -> None:
             f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a "
             "folder that you may write to."
         ) from None
-
-
-def _seed() -> None:
-    """As transformers.set_seed, which takes seconds to import."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(SEED)
-    np.random.seed(SEED)
-    torch.manual_seed(SEED)
