@@ -126,6 +126,7 @@ def test_heldout_records_are_the_runs_own(notebook_runs):
     assert len(rows) >= 40 and all(row["prompt"] and row["response"] for row in rows)
 
 
+@pytest.mark.slow
 def test_run_writes_a_report_and_then_skips_all(notebook_runs):
     """The same folder again: the steps are kept, so that only the notebooks themselves are run; a
     second time nothing is.
