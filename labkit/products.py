@@ -96,6 +96,12 @@ class Products:
         write_json(self._stamp_path(name), stamp)
         return stamp
 
+    def restamp(self, name: str, **facts) -> dict:
+        """The stamp of *name* with other *facts*; it stays the same product."""
+        stamp = self.stamp(name) | facts
+        write_json(self._stamp_path(name), stamp)
+        return stamp
+
     def forget(self, name: str) -> None:
         """Takes the stamp of *name* away: it is not finished any more. Its files stay."""
         self._stamp_path(name).unlink(missing_ok=True)

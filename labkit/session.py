@@ -85,7 +85,8 @@ class Lab:
         decision = self.products.decision(recipe, [self._needed(need) for need in needs])
         change = self.products.change(product, decision)
         if not change and not anew:
-            stamp = self.products.stamp(product)
+            # what decides it is the same, so it serves this kernel's model and data, too
+            stamp = self.products.restamp(product, origin=self._origin())
             made_from = (
                 ", ".join(["the same recipe"] * (recipe is not None) + list(needs)) or "the same"
             )

@@ -202,6 +202,15 @@ def test_a_product_of_another_model_or_of_other_data_is_refused(lab, tmp_path, o
         Lab("02", replace(CPU, **{other: settings[other]})).path("base")
 
 
+def test_a_product_that_is_kept_serves_the_data_it_is_kept_for(lab, tmp_path):
+    """The untouched model is the same for all data: lab 01 keeps it, and lab 02 must find it."""
+    other = replace(CPU, data=str(write_lines(tmp_path / "d.jsonl", qa(1))))
+    before = lab.products.stamp("base")
+    Lab("01", other).keep("base", writes("other weights"))
+    assert Lab("02", other).path("base").read_text() == "weights"
+    assert lab.products.stamp("base")["id"] == before["id"]
+
+
 def test_a_copy_of_the_run_folder_in_another_place_stays_current(
     keep, made, lab, tmp_path, monkeypatch
 ):
