@@ -30,16 +30,20 @@ def exported(name, factor, version):
 again, empty = exported("again", 1, version=2), exported("empty", 0, version=1)
 files = {"of step 2": adapter, "again": again, "tone": tone_adapter, "empty": empty}
 accepted = {name: accepts(file) for name, file in files.items()}
-for name, file in files.items():
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    loss = labkit.mean_loss(losses_with(file)).mean
-    size_mb = labkit.dir_mb(file)
-    print(
-        f"{name:10} {size_mb:6.2f} MB  sha256 {digest}  loss {loss:.3f}  {accepted[name]}"
-    )
+rows = [
+    {
+        "file": name,
+        "MB": f"{labkit.dir_mb(file):.2f}",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:8],
+        "loss": f"{labkit.mean_loss(losses_with(file)).mean:.3f}",
+        "accepted": "yes" if accepted[name] else "no",
+    }
+    for name, file in files.items()
+]
 lab.exercise(
     "4.2",
     accepts_both_good_files=accepted["of step 2"] and accepted["again"],
     refuses_the_tone_adapter=not accepted["tone"],
     refuses_the_empty_adapter=not accepted["empty"],
 )
+labkit.table(rows)
