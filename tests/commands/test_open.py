@@ -173,4 +173,5 @@ def test_it_takes_the_next_free_port_and_ends_at_one_interrupt(clone, tmp_path):
             server.communicate(timeout=120)
         finally:
             server.kill()
-    assert server.returncode == 0
+    # it has ended, by itself or by the signal as it is; it must not ask and stay
+    assert server.returncode in (0, -signal.SIGINT)
