@@ -150,6 +150,8 @@ def test_what_is_run_and_saved_leaves_the_clone_clean(clone, page, tmp_path):
         wait_until(copy.exists)
         wait_until(lambda: "mine: wordof" in copy.read_text())
         assert git(clone, "status", "--porcelain") == ""
+        # JupyterLab asks before it is left, as long as it waits for the answer to its saving
+        page.on("dialog", lambda dialog: dialog.accept())
         page.reload()
         expect(page.locator(".jp-CodeCell .cm-content").first).to_contain_text("print('mine:'")
         page.get_by_role("link", name="glossary").first.click()
