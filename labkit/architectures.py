@@ -33,7 +33,8 @@ REFUSED = {  # model_type -> why not
     "nemotron": _NO_AWQ,
     "phi": _NO_AWQ,
     "gemma": "no test covers it; Gemma 2 and 3 are carried",
-    "gemma3": "it reads images; Gemma 3 of 270M and of 1B read text only and are carried",
+    "gemma3": "it reads images; the smaller Gemma 3 models, of 270M and 1B, read text only and "
+    "are carried",
     "granitemoehybrid": "some of its layers have no attention; Granite 3 is carried",
 }
 READERS = ("vision_config", "audio_config", "img_processor", "audio_processor")
