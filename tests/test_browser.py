@@ -211,7 +211,7 @@ CELLS = [
     f"show_with_alternative_text()\nTEXTS = {HOSTILE!r}",
     "labkit.table([{TEXTS[0]: text, TEXTS[3]: text} for text in TEXTS])",
     "labkit.chat_box(lambda *_: iter(TEXTS), adapters={TEXTS[3]: None}, "
-    "example=' '.join(TEXTS), room=lambda _: 99)",
+    "example={'prompt': ' '.join(TEXTS)}, room=lambda _: 99)",
     "print(*TEXTS, sep='\\n')",
     "TEXTS",
     "labkit.bars(dict.fromkeys(TEXTS, 1.0), ylabel='$', title='$x_{$ ' + TEXTS[0]);",
