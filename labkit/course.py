@@ -1,5 +1,6 @@
 """The six labs: their order, what each one reads from the labs before it, and what it makes."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,16 @@ GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU
 def maker(product: str) -> str:
     """Number of the lab that makes *product*; "" where none of them does."""
     return next((number for number, lab in LABS.items() if product in lab.makes), "")
+
+
+def missing(number: str, present: Container[str], *, device: str) -> list[str]:
+    """The products of lab *number* that are not *present*, on a route for *device*."""
+    wanted = LABS[number].makes
+    return [
+        name
+        for name in wanted
+        if name not in present and (device == "cuda" or name not in GPU_ONLY)
+    ]
 
 
 def notebook_path(number: str) -> Path:

@@ -1,9 +1,8 @@
-"""Files: one way each to write, delete, hash and weigh them."""
+"""Files: one way each to write, read, hash and weigh them; folders.py deletes them."""
 
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 # what Olive writes beside a model: it holds paths of this machine
@@ -11,32 +10,30 @@ OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "
 
 
 def write_text(path: Path, text: str) -> None:
-    """Puts *text* in the place of the file *path*, whole or not at all; makes its folder."""
+    """Puts *text* in the place of the file *path*, whole or not at all; makes its folder.
+
+    It is on the disk when this returns: after a power cut there is the old text or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: object) -> None:
     """Puts *value* as JSON in the place of the file *path*, as :func:`write_text` does."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> dict:
-    """What the JSON file *path* holds; {} where there is none."""
+    """What the JSON file *path* of the clone holds; {} where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def remove(path: Path) -> None:
-    """Deletes *path*: a file, a folder with all in it, or a link, but not what it leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -45,12 +42,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(path: Path) -> dict[str, int]:
-    """File name -> size in bytes, of the file *path* or of everything under the folder *path*."""
+def files_of(path: Path) -> dict[str, Path]:
+    """Relative name -> path, of the file *path* or of every file under the folder *path*."""
     if path.is_file():
-        return {path.name: path.stat().st_size}
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    return {str(p.relative_to(path)): p.stat().st_size for p in files}
+        return {path.name: path}
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    return {str(p.relative_to(path)): p for p in found}
+
+
+def listing(path: Path) -> dict[str, int]:
+    """Relative name -> size in bytes, of the files that :func:`files_of` finds."""
+    return {name: file.stat().st_size for name, file in files_of(path).items()}
 
 
 def dir_mb(path: Path, *, without: str = "") -> float:

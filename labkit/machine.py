@@ -2,6 +2,7 @@
 to do.
 """
 
+import functools
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.profiles import ROOT, Profile, runs_folder
+from labkit.state import read_state
 
 MINIMUM_DRIVER = 525  # NVIDIA's oldest driver for CUDA 12
 TELEMETRY_OFF = {
@@ -71,6 +73,15 @@ def machine() -> dict[str, str | int | float]:
     }
 
 
+@functools.cache
+def machine_name() -> str:
+    """Processor, threads and GPU of this machine in one text: speeds of two of them differ."""
+    found = machine()
+    return ", ".join(
+        filter(None, [found["processor"], f"{found['threads']} threads", found.get("gpu", "")])
+    )
+
+
 def git_commit() -> str:
     """The commit of this clone, with "+" where tracked files were changed since; "unknown" outside
     of git.
@@ -104,7 +115,8 @@ def preflight(profile: Profile) -> list[Check]:
 
     python, runs = sys.version_info[:2], runs_folder()
     ram, disk = psutil.virtual_memory().total / 1e9, shutil.disk_usage(_existing(runs)).free / 1e9
-    made = (runs / profile.name / "summary.json").exists()  # a finished run has its files already
+    summary = read_state(runs / profile.name / "summary.json", dict) or {}
+    made = summary.get("unfinished") == []  # a finished run has its files already
     rows = [
         (
             "Python",

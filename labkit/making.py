@@ -8,7 +8,8 @@ from pathlib import Path
 
 from labkit.capture import PeakMemory, last_lines, redirect_output
 from labkit.errors import LabError, disk_is_full
-from labkit.files import OLIVE_NOTES, read_json, remove
+from labkit.files import OLIVE_NOTES, read_json
+from labkit.folders import remove
 from labkit.profiles import ROOT, SEED, Profile
 from labkit.progress import Progress
 
@@ -27,7 +28,7 @@ def make(
     The cost is seconds, and memory in MB. Raises LabError, with the end of the *log*, for whatever
     goes wrong.
     """
-    remove(partial)
+    remove(partial, inside=partial.parent)
     set_seed()  # whatever the cells before have drawn
     expected = read_json(ROOT / "data" / "seconds.json").get(profile.name, {}).get(product)
     started = time.perf_counter()
@@ -66,14 +67,14 @@ def _checked(product: str, partial: Path, result: object, entry: str | tuple[str
     if not partial.exists() or (partial.is_dir() and not any(partial.iterdir())):
         raise LabError(f"{product}: the step returned, but wrote nothing to {partial}.")
     for note in OLIVE_NOTES if partial.is_dir() else ():
-        remove(partial / note)
+        remove(partial / note, inside=partial.parent)
     written = partial / entry if isinstance(entry, str) else partial
     if not written.exists():
         raise LabError(f"{product}: the step wrote no {entry}.")
     if isinstance(entry, tuple) and entry:
         for path in partial.iterdir():
             if path.name not in entry:
-                remove(path)
+                remove(path, inside=partial.parent)
     return written
 
 

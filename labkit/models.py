@@ -9,7 +9,8 @@ from pathlib import Path
 from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
-from labkit.files import listing, sha256
+from labkit.files import files_of, sha256
+from labkit.folders import own, remove
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
@@ -41,8 +42,9 @@ def fetch_model(out: Path, profile: Profile) -> None:
     elif source.startswith("azureml://"):
         # kept until the model is whole: a call that was cut off goes on there
         download = out.with_name(f".download-{hashlib.sha256(source.encode()).hexdigest()[:12]}")
+        own(download)
         _check_and_copy(_from_registry(download, source), out, profile)
-        shutil.rmtree(download)
+        remove(download, inside=download)
     elif source.startswith(("/", ".", "~")) or os.path.exists(source):
         _check_and_copy(Path(source).expanduser(), out, profile)
     else:
@@ -51,8 +53,9 @@ def fetch_model(out: Path, profile: Profile) -> None:
 
 
 def model_source(profile: Profile) -> dict:
-    """What decides the fetched model: its address; of a folder also its files and their sizes."""
-    return {"model": profile.model, "files": listing(Path(profile.model).expanduser())}
+    """What decides the fetched model: its address; of a folder also the SHA-256 of its files."""
+    files = files_of(Path(profile.model).expanduser())
+    return {"model": profile.model, "files": {name: sha256(path) for name, path in files.items()}}
 
 
 def gguf_file(wheel: str) -> Path:

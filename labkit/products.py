@@ -9,18 +9,78 @@ is decided by the same. Nothing is read out of source code.
 import contextlib
 import json
 import os
-import time
+import re
 import uuid
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
-from labkit.files import listing, read_json, remove, write_json
-from labkit.machine import versions
+from labkit.files import files_of, sha256, write_json
+from labkit.folders import own, remove
+from labkit.machine import machine_name, versions
 from labkit.passes import VERSION
 from labkit.profiles import ROOT
+from labkit.state import STRICT, read_state
+
+NAME = r"\w[\w .-]*(/\w[\w .-]*)?"
+# what else a run folder holds
+RESERVED = {"logs", "records", "workflows", "registry", "downloaded", "report.html"}
+RESERVED |= {"summary.json", "notebooks", "route.png"}
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """One file of a product as it was left: its size in bytes, its SHA-256, and what the system
+    changes when somebody writes to it.
+    """
+
+    bytes: int
+    sha256: str
+    seen: tuple[int, int, int]  # inode; times of the last change of content and of inode, in ns
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What decides a product; *needs* maps the products it is made from to their ids."""
+
+    recipe: Any
+    needs: dict[str, str | None]
+    versions: dict[str, str]
+    labkit: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The record of a finished product; *seconds* and memory (MB) are what making it took."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    lab: str
+    id: str  # what products that need this one compare
+    decided_by: Decision
+    files: dict[str, FileMark]
+    finished: str
+    machine: str  # where it was made
+    origin: tuple[str, ...] = ()  # model and SHA-256 of the data that it serves
+    seconds: float = 0.0
+    peak_rss_mb: float | None = None
+    peak_gpu_mb: float = 0.0
+
+    @property
+    def made_at(self) -> str:
+        """Date and time to the second, for people."""
+        return self.finished[:19].replace("T", " ")
+
+    @property
+    def mb(self) -> float:
+        """Size of all files, in MB."""
+        return sum(file.bytes for file in self.files.values()) / 1e6
 
 
 class Products:
@@ -29,99 +89,145 @@ class Products:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def stamp(self, name: str) -> dict:
-        """The record of a finished product; {} where there is none."""
-        return read_json(self._stamp_path(name))
+    def stamp(self, name: str) -> Stamp | None:
+        """The record of a finished product; None where there is none, or none that can be read."""
+        stamp = read_state(self._stamp_path(name), Stamp)
+        return stamp if stamp and stamp.name == name else None
 
-    def stamps(self) -> list[dict]:
+    def stamps(self) -> list[Stamp]:
         """The records of all finished products, the oldest first."""
-        found = [read_json(path) for path in (self.folder / ".stamps").rglob("*.json")]
-        return sorted(found, key=lambda stamp: (stamp["finished"], stamp["lab"]))
-
-    def is_current(self, name: str) -> bool:
-        """Whether *name* is finished, has the files it was left with, and what it needed was not
-        remade.
-        """
-        stamp = self.stamp(name)
-        if not stamp or listing(self.folder / name) != stamp["files"]:
-            return False
-        needs = stamp["decided_by"]["needs"]
-        return all(self.stamp(need).get("id") == made for need, made in needs.items()) and all(
-            map(self.is_current, needs)
+        folder = self.folder / ".stamps"
+        names = [str(path.relative_to(folder))[: -len(".json")] for path in folder.rglob("*.json")]
+        found = [self.stamp(name) for name in names if re.fullmatch(NAME, name)]
+        return sorted(
+            filter(None, found), key=lambda stamp: (stamp.finished, stamp.lab, stamp.name)
         )
 
-    def decision(self, recipe: object, needs: Iterable[str] = ()) -> dict:
+    def identity(self, name: str) -> str | None:
+        """What products that need *name* compare; None where it is not finished."""
+        stamp = self.stamp(name)
+        return stamp.id if stamp else None
+
+    def is_current(self, name: str, *, hashed: bool = False) -> bool:
+        """Whether :meth:`fault` finds none."""
+        return not self.fault(name, hashed=hashed)
+
+    def fault(self, name: str, *, hashed: bool = False) -> str:
+        """Why *name* cannot be used: unfinished, altered, or made from what was remade; else "".
+
+        A file whose size and times are as they were left is taken for unchanged, unless *hashed*:
+        then each byte of *name* counts.
+        """
+        return self._fault(name, hashed, {})
+
+    def _fault(self, name: str, hashed: bool, known: dict[str, str]) -> str:
+        if name not in known:
+            known[name] = "needs itself"  # which only a forged stamp says
+            known[name] = self._find_fault(name, hashed, known)
+        return known[name]
+
+    def _find_fault(self, name: str, hashed: bool, known: dict[str, str]) -> str:
+        stamp = self.stamp(name)
+        if not stamp:
+            there = (self.folder / name).exists()
+            return "is not from a finished run" if there else "is missing"
+        for need, made in stamp.decided_by.needs.items():
+            if self.identity(need) != made:
+                return f"was made from {need}, which was made anew since"
+            if self._fault(need, False, known):
+                return f"was made from {need}, which is no longer current"
+        found = files_of(self.folder / name)
+        for part in sorted(found.keys() | stamp.files.keys()):
+            if part not in found:
+                return "is missing" if not found else f"has lost its file {part}"
+            if part not in stamp.files or not _is_as_left(found[part], stamp.files[part], hashed):
+                return f"was altered since it was made ({part})"
+        return ""
+
+    def decision(self, recipe: object, needs: Iterable[str] = ()) -> Decision:
         """What decides a product, as plain values that are the same for the same run in another
         place.
         """
-        decided_by = {
-            "recipe": recipe,
-            "needs": {need: self.stamp(need).get("id") for need in needs},
-            "versions": versions(),
-            "labkit": VERSION,
-        }
-        text = json.dumps(decided_by, sort_keys=True, default=str)
-        return json.loads(text.replace(str(self.folder), "RUN").replace(str(ROOT), "ROOT"))
+        plain = json.loads(json.dumps(recipe, sort_keys=True, default=str))
+        places = {str(self.folder): "RUN", str(ROOT): "ROOT"}
+        made_from = {need: self.identity(need) for need in needs}
+        return Decision(_without_places(plain, places), made_from, versions(), VERSION)
 
-    def change(self, name: str, decision: dict) -> str:
+    def change(self, name: str, decision: Decision) -> str:
         """Why *name* must be made anew for this *decision*; "" where it can be kept."""
         stamp = self.stamp(name)
         if not stamp:
-            return "it is not finished"
-        if changed := _first_difference(stamp["decided_by"], decision):
+            return "it is not from a finished run"
+        if changed := _first_difference(asdict(stamp.decided_by), asdict(decision)):
             return changed
-        return "" if self.is_current(name) else "its files are not as they were left"
+        fault = self.fault(name, hashed=True)
+        return fault and f"it {fault}"
 
     def put(
-        self, name: str, written: Path, decision: dict, *, identity: str = "", **facts
-    ) -> dict:
+        self, name: str, written: Path, decision: Decision, *, identity: str = "", **facts
+    ) -> Stamp:
         """Moves *written* into the place of *name* and stamps it, with *facts*; returns the stamp.
 
         *identity* is what products that need this one compare: a new one, if it is not given.
+        Raises LabError for a name that leads out of the folder, or is that of no product.
         """
+        _check(name)
+        own(self.folder)
         target, old = self.folder / name, self.folder / f".{name.replace('/', '-')}.old"
-        remove(old)
+        remove(old, inside=self.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
+        if target.exists() or target.is_symlink():
             target.rename(old)
         written.rename(target)
-        remove(old)
-        stamp = facts | {
-            "name": name,
-            "id": identity or uuid.uuid4().hex,
-            "decided_by": decision,
-            "files": listing(target),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        write_json(self._stamp_path(name), stamp)
-        return stamp
+        remove(old, inside=self.folder)
+        marks = {part: _mark(path) for part, path in files_of(target).items()}
+        stamp = Stamp(
+            name=name,
+            id=identity or uuid.uuid4().hex,
+            decided_by=decision,
+            files=marks,
+            finished=datetime.now().isoformat(timespec="microseconds"),
+            machine=machine_name(),
+            **facts,
+        )
+        return self._write(stamp)
 
-    def restamp(self, name: str, **facts) -> dict:
-        """The stamp of *name* with other *facts*; it stays the same product."""
-        stamp = self.stamp(name) | facts
-        write_json(self._stamp_path(name), stamp)
-        return stamp
+    def serve(self, name: str, origin: tuple[str, ...]) -> Stamp:
+        """The stamp of *name*, which stays the same product and now serves *origin*, too.
+
+        Its files were hashed and found the same: their times are noted as they are now, so that a
+        copy is hashed once.
+        """
+        stamp = self.stamp(name)
+        found = files_of(self.folder / name)
+        files = {
+            part: replace(mark, seen=_seen(found[part])) for part, mark in stamp.files.items()
+        }
+        stamp = replace(stamp, origin=origin, files=files)
+        return self._write(stamp)
 
     def forget(self, name: str) -> None:
         """Takes the stamp of *name* away: it is not finished any more. Its files stay."""
-        self._stamp_path(name).unlink(missing_ok=True)
+        remove(self._stamp_path(name), inside=self.folder)
 
     def delete(self, name: str) -> bool:
         """Deletes *name* and its stamp; whether there was anything.
 
-        LabError where it lies outside the folder.
+        LabError where the name would lead out of the folder, or what is there cannot be deleted.
         """
+        _check(name)
         path = self.folder / name
-        parent = path.parent.resolve()
-        if self.folder.resolve() not in (parent, *parent.parents):
-            raise LabError(
-                f"{path} lies outside {self.folder}, so it is not deleted. Delete the stamps in "
-                f"{self.folder / '.stamps'} by hand."
-            )
-        there = path.exists() or path.is_symlink() or bool(self.stamp(name))
+        there = path.exists() or path.is_symlink() or self._stamp_path(name).exists()
         self.forget(name)
-        remove(path)
+        remove(path, inside=self.folder)
         return there
+
+    def _write(self, stamp: Stamp) -> Stamp:
+        path = self._stamp_path(stamp.name)
+        if path.is_dir():
+            self.forget(stamp.name)
+        write_json(path, asdict(stamp))
+        return stamp
 
     def _stamp_path(self, name: str) -> Path:
         return self.folder / ".stamps" / f"{name}.json"
@@ -136,7 +242,7 @@ def folder_lock(folder: Path):
     if os.environ.get("LAB_LOCK_HELD") == str(folder):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    own(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -145,6 +251,52 @@ def folder_lock(folder: Path):
             f"another run is writing to {folder}. Wait until it has ended, or give this one a "
             "folder of its own: LAB_RUNS=/some/folder."
         ) from None
+
+
+def _check(name: str) -> None:
+    """LabError where *name* is none of a product."""
+    parts = name.split("/")
+    if not re.fullmatch(NAME, name) or name in RESERVED or (parts[0] in RESERVED - {"notebooks"}):
+        raise LabError(
+            f"{name!r} cannot be the name of a product: take letters, digits, dots, dashes and "
+            f"underscores, the first a letter, and none of {', '.join(sorted(RESERVED))}."
+        )
+
+
+def _seen(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _mark(path: Path) -> FileMark:
+    return FileMark(path.stat().st_size, _hash(path), _seen(path))
+
+
+def _is_as_left(path: Path, mark: FileMark, hashed: bool) -> bool:
+    if path.stat().st_size != mark.bytes:
+        return False
+    return (not hashed and _seen(path) == mark.seen) or _hash(path) == mark.sha256
+
+
+_hashes: dict[tuple, str] = {}  # of files that this process has read, while nobody writes to them
+
+
+def _hash(path: Path) -> str:
+    key = (str(path), *_seen(path))
+    if key not in _hashes:
+        _hashes[key] = sha256(path)
+    return _hashes[key]
+
+
+def _without_places(value: object, names: dict[str, str]) -> object:
+    """*value* with the folders in its texts replaced by their *names*."""
+    if isinstance(value, dict):
+        return {key: _without_places(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_places(part, names) for part in value]
+    for place, name in names.items() if isinstance(value, str) else ():
+        value = value.replace(place, name)
+    return value
 
 
 def _first_difference(old: object, new: object, place: str = "") -> str:

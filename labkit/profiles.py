@@ -1,11 +1,11 @@
 """What differs between a laptop and a GPU: one small table, and what a user may set."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.files import read_json
+from labkit.state import STRICT, read_state
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7
@@ -159,11 +159,22 @@ def runs_folder() -> Path:
     return Path(os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().resolve()
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What lab 01 saves for the labs after it: the profile, and the constants set there."""
+
+    __pydantic_config__ = STRICT
+
+    profile: str | None = None
+    model: str | None = None
+    data: str | None = None
+    steps: int | None = None
+
+
 def saved_choice() -> dict:
-    """What lab 01 saved: {"profile": name} and the constants set there; empty where it has not
-    run.
-    """
-    return read_json(runs_folder() / "choice.json")
+    """What lab 01 saved, without what is not set; empty where it has not run."""
+    choice = read_state(runs_folder() / "choice.json", Choice) or Choice()
+    return {key: value for key, value in asdict(choice).items() if value is not None}
 
 
 def profile_name(*, saved: dict | None = None, profile: str | None = None) -> str:

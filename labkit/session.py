@@ -7,7 +7,9 @@ from labkit import checks
 from labkit.course import maker
 from labkit.errors import LabError
 from labkit.figures import Estimate
-from labkit.files import remove, sha256, write_json
+from labkit.files import sha256, write_json
+from labkit.folders import own, remove
+from labkit.machine import machine_name
 from labkit.making import make
 from labkit.products import Products, folder_lock
 from labkit.profiles import Profile, runs_folder
@@ -18,33 +20,54 @@ from labkit.workflows import fill_workflow
 class Lab:
     """One lab of one run: its profile, its folder, its products and figures.
 
-    Made by :func:`start`.
+    Made by :func:`start`. Raises LabError for a folder that cannot be made, or is not labkit's.
     """
 
     def __init__(self, number: str, profile: Profile):
         self.number, self.profile = number, profile
         self.folder = runs_folder() / profile.name
         self.logs = self.folder / "logs"
+        try:
+            own(self.folder)
+        except OSError as error:
+            raise LabError(
+                f"outputs cannot be written to {self.folder}: {error.strerror}. Set LAB_RUNS to a "
+                "folder that you may write to."
+            ) from None
         self.products = Products(self.folder)
         self.records = Records(self.products)
         self.used: dict[str, str] = {}  # product -> id: what this lab's figures are measured on
 
     def path(self, product: str) -> Path:
-        """Path of a finished *product*; LabError with the lab to run first where there is none."""
+        """Path of a finished *product*, whose every byte is as it was left.
+
+        Raises LabError with the lab to run first where there is none.
+        """
+        return self._path(product, hashed=True)
+
+    def require(self, product: str) -> None:
+        """Raises the errors of :meth:`path`, without reading the files."""
+        self._path(product, hashed=False)
+
+    def cleared(self, name: str) -> Path:
+        """Path of *name* in the run folder, with nothing there."""
+        remove(self.folder / name, inside=self.folder)
+        return self.folder / name
+
+    def _path(self, product: str, *, hashed: bool) -> Path:
         path = self.folder / product
-        if not self.products.is_current(product):
-            state = "is not from a finished run" if path.exists() else "is missing"
-            made_in = maker(product)
-            first = f"run lab {made_in} first" if made_in else "no lab makes this product"
-            raise LabError(f"{first}: {path} {state}.")
+        if fault := self.products.fault(product, hashed=hashed):
+            if made_in := maker(product):
+                raise LabError(f"run lab {made_in} first: its product {path} {fault}.")
+            raise LabError(f"no lab makes the product {path}, which {fault}.")
         stamp = self.products.stamp(product)
-        if stamp["origin"] != self._origin():
+        if stamp.origin != self._origin():
             raise LabError(
                 f"run lab 01 first: {path} was made from another model or other data than this "
                 f"kernel is set to ({self.profile.model} and {self.profile.data}). Or set "
                 "LAB_MODEL and LAB_DATA, or MODEL and DATA in lab 01, as they were."
             )
-        self.used[product] = stamp["id"]
+        self.used[product] = stamp.id
         return path
 
     def write(self, product: str, text: str) -> Path:
@@ -59,7 +82,7 @@ class Lab:
         stamp = self.products.put(
             product, partial, decision, identity=sha256(partial), **self._facts(seconds=0.0)
         )
-        self.used[product] = stamp["id"]
+        self.used[product] = stamp.id
         return self.folder / product
 
     def keep(
@@ -82,17 +105,25 @@ class Lab:
         text, that file or folder itself. Raises LabError where an Olive run yields no model,
         nothing is written, or the disk is full.
         """
-        decision = self.products.decision(recipe, [self._needed(need) for need in needs])
+        needs = tuple(needs)
+        for need in needs:
+            self.require(need)
+        decision = self.products.decision(recipe, needs)
         change = self.products.change(product, decision)
         if not change and not anew:
             # what decides it is the same, so it serves this kernel's model and data, too
-            stamp = self.products.restamp(product, origin=self._origin())
+            stamp = self.products.serve(product, self._origin())
             made_from = (
                 ", ".join(["the same recipe"] * (recipe is not None) + list(needs)) or "the same"
             )
+            other = (
+                ""
+                if stamp.machine == machine_name()
+                else f", on another machine ({stamp.machine})"
+            )
             print(
-                f"{product}: kept, made at {stamp['finished']} in {stamp['seconds']:.1f} s from "
-                f"{made_from}"
+                f"{product}: kept, made at {stamp.made_at} in {stamp.seconds:.1f} s from "
+                f"{made_from}{other}"
             )
         else:
             if self.products.stamp(product) and change:
@@ -100,17 +131,19 @@ class Lab:
             # from here on the old product is that of other inputs: a kernel that dies must not
             # leave it finished
             with folder_lock(self.folder):
+                for need in needs:
+                    self.path(need)
                 self.products.forget(product)
                 partial = self._partial(product)
                 log = self.logs / f"{self.number}-{product}.log"
                 written, cost = make(product, build, recipe, entry, partial, log, self.profile)
                 stamp = self.products.put(product, written, decision, **self._facts(**cost))
-                remove(partial)
+                remove(partial, inside=self.folder)
             print(
-                f"{product}: {stamp['seconds']:.1f} s, peak memory {stamp['peak_rss_mb']:,.0f} "
-                f"MB, {sum(stamp['files'].values()) / 1e6:,.1f} MB written"
+                f"{product}: {stamp.seconds:.1f} s, peak memory {stamp.peak_rss_mb:,.0f} MB, "
+                f"{stamp.mb:,.1f} MB written"
             )
-        self.used[product] = stamp["id"]
+        self.used[product] = stamp.id
         return self.folder / product
 
     def workflow(self, name: str, *, provider: str = "", **values) -> dict:
@@ -172,12 +205,8 @@ class Lab:
         """The figures of all labs that have run, also written to summary.json."""
         return write_summary(self.products, self.profile)
 
-    def _needed(self, product: str) -> str:
-        self.path(product)
-        return product
-
-    def _origin(self) -> list[str]:
-        return [self.profile.model, sha256(Path(self.profile.data))]
+    def _origin(self) -> tuple[str, str]:
+        return self.profile.model, sha256(Path(self.profile.data))
 
     def _facts(self, **facts) -> dict:
         return {"lab": self.number, "origin": self._origin()} | facts

@@ -39,7 +39,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
         kept = {key: value for key, value in explicit.items() if value is not None}
         write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
     for product in LABS[number].needs:
-        lab.path(product)
+        lab.require(product)
     # of no use to an attendee, and printed in red
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
     import torch

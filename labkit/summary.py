@@ -4,15 +4,47 @@ summary.json.
 
 import resource
 import time
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from labkit.course import LABS
+from labkit.course import LABS, missing
 from labkit.figures import Estimate
-from labkit.files import read_json, sha256, write_json
-from labkit.machine import git_commit, machine, versions
+from labkit.files import sha256, write_json
+from labkit.machine import git_commit, machine, machine_name, versions
 from labkit.products import Products
 from labkit.profiles import SEED, Profile
+from labkit.state import STRICT, read_state
+
+OF_A_MACHINE = ("tokens/s", "ms")  # units of figures that hold on one machine only
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure with the products that it was measured *of* (name -> id), and where."""
+
+    figure: Estimate
+    of: dict[str, str]
+    machine: str
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A checkpoint that was passed, with the products that it was passed with."""
+
+    at: str
+    of: dict[str, str]
+
+
+@dataclass
+class Record:
+    """The file of one lab: section -> name -> figure, number -> checkpoint, memory in MB."""
+
+    __pydantic_config__ = STRICT
+
+    figures: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    checkpoints: dict[str, Passed] = field(default_factory=dict)
+    peak_rss_mb: float = 0.0
 
 
 class Records:
@@ -32,31 +64,25 @@ class Records:
         """Stores the *figures* of a *section* (name -> Estimate), measured in *lab* on the
         products *of* (name -> id).
         """
-        path = self.folder / f"{lab}.json"
-        kept = read_json(path)
-        for name, figure in figures.items():
-            kept.setdefault("figures", {}).setdefault(section, {})[name] = figure.as_dict() | {
-                "of": of
-            }
-        kept["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        write_json(path, kept)
+        record = self._read(lab)
+        record.figures.setdefault(section, {}).update(
+            {name: Measured(figure, of, machine_name()) for name, figure in figures.items()}
+        )
+        record.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        self._write(lab, record)
 
     def pass_checkpoint(self, lab: str, of: dict[str, str], number: str) -> None:
         """Notes that checkpoint *number* was passed."""
-        path = self.folder / f"{lab}.json"
-        kept = read_json(path)
-        kept.setdefault("checkpoints", {})[number] = {
-            "at": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "of": of,
-        }
-        write_json(path, kept)
+        record = self._read(lab)
+        record.checkpoints[number] = Passed(time.strftime("%Y-%m-%d %H:%M:%S"), of)
+        self._write(lab, record)
 
     def checkpoints(self, lab: str) -> set[str]:
         """Numbers of the checkpoints that were passed in *lab*, on products that are still
         current.
         """
-        passed = read_json(self.folder / f"{lab}.json").get("checkpoints", {})
-        return {number for number, entry in passed.items() if self._counts(entry)}
+        passed = self._read(lab).checkpoints
+        return {number for number, entry in passed.items() if self._counts(entry.of)}
 
     def sections(self) -> dict[str, dict[str, Estimate]]:
         """Section -> name -> figure, of all labs, the later lab's where two have one of the same
@@ -64,46 +90,56 @@ class Records:
         """
         found: dict[str, dict[str, Estimate]] = {}
         for lab in LABS:
-            for section, row in read_json(self.folder / f"{lab}.json").get("figures", {}).items():
-                for name, entry in row.items():
-                    if self._counts(entry):
-                        values = {key: value for key, value in entry.items() if key != "of"}
-                        found.setdefault(section, {})[name] = Estimate(**values)
+            for section, row in self._read(lab).figures.items():
+                for name, one in row.items():
+                    here = one.machine == machine_name() or one.figure.unit not in OF_A_MACHINE
+                    if here and self._counts(one.of):
+                        found.setdefault(section, {})[name] = one.figure
         return found
 
     def peak_mb(self) -> dict[str, float]:
         """Lab -> the most memory in MB that its kernel had used when it last recorded a figure."""
-        found = {lab: read_json(self.folder / f"{lab}.json").get("peak_rss_mb") for lab in LABS}
+        found = {lab: self._read(lab).peak_rss_mb for lab in LABS}
         return {lab: mb for lab, mb in found.items() if mb}
 
-    def _counts(self, entry: dict) -> bool:
-        return all(
-            self.products.stamp(name).get("id") == made for name, made in entry["of"].items()
-        )
+    def _counts(self, of: dict[str, str]) -> bool:
+        return all(self.products.identity(name) == made for name, made in of.items())
+
+    def _read(self, lab: str) -> Record:
+        return read_state(self.folder / f"{lab}.json", Record) or Record()
+
+    def _write(self, lab: str, record: Record) -> None:
+        write_json(self.folder / f"{lab}.json", asdict(record))
 
 
-def write_summary(products: Products, profile: Profile) -> dict:
+def write_summary(products: Products, profile: Profile, *, failed: Iterable[str] = ()) -> dict:
     """Merges the figures of all labs, times, memory, versions and machine into summary.json;
     returns them.
+
+    "unfinished" lists the labs that have *failed*, or whose products are not all there: what they
+    would have measured is left out.
     """
-    done = [stamp for stamp in products.stamps() if products.is_current(stamp["name"])]
-    steps = [stamp for stamp in done if not stamp["name"].startswith("notebooks/")]
+    done = [stamp for stamp in products.stamps() if products.is_current(stamp.name)]
+    steps = [stamp for stamp in done if not stamp.name.startswith("notebooks/")]
     labs = {
-        number: round(sum(s["seconds"] for s in steps if s["lab"] == number), 3) for number in LABS
+        number: round(sum(stamp.seconds for stamp in steps if stamp.lab == number), 3)
+        for number in LABS
+        if any(stamp.lab == number for stamp in steps)
     }
-    labs |= {
-        stamp["lab"]: stamp["seconds"] for stamp in done if stamp["name"].startswith("notebooks/")
-    }
-    peaks = {stamp["name"]: stamp["peak_rss_mb"] for stamp in steps if "peak_rss_mb" in stamp}
+    labs |= {stamp.lab: stamp.seconds for stamp in done if stamp.name.startswith("notebooks/")}
+    peaks = {stamp.name: stamp.peak_rss_mb for stamp in steps if stamp.peak_rss_mb is not None}
     records = Records(products)
     by_lab = records.peak_mb()
+    present = {stamp.name for stamp in done}
+    unfinished = {n for n in LABS if missing(n, present, device=profile.device)} | set(failed)
     summary = {
-        "seconds": {"labs": labs, "steps": {stamp["name"]: stamp["seconds"] for stamp in steps}},
+        "unfinished": sorted(unfinished),
+        "seconds": {"labs": labs, "steps": {stamp.name: stamp.seconds for stamp in steps}},
         "peak_rss_mb": max([*peaks.values(), *by_lab.values()], default=0.0),
         "peak_rss_mb_by_lab": by_lab,
         "peak_rss_mb_by_step": peaks,
         "peak_gpu_mb_by_step": {
-            s["name"]: s["peak_gpu_mb"] for s in steps if s.get("peak_gpu_mb")
+            stamp.name: stamp.peak_gpu_mb for stamp in steps if stamp.peak_gpu_mb
         },
         "versions": versions(),
         "machine": machine(),
@@ -114,5 +150,7 @@ def write_summary(products: Products, profile: Profile) -> dict:
     }
     for section, row in records.sections().items():
         summary[section] = {name: figure.as_dict() for name, figure in row.items()}
+    if elsewhere := sorted(stamp.name for stamp in steps if stamp.machine != machine_name()):
+        summary["made_on_another_machine"] = elsewhere  # their seconds are that machine's
     write_json(products.folder / "summary.json", summary)
     return summary

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 from labkit.course import LABS, notebook_path
-from labkit.files import read_json, remove, sha256, write_json
+from labkit.files import sha256, write_json
+from labkit.folders import own, remove
+from labkit.state import read_state
 
 
 class WorkingCopies:
@@ -38,8 +40,8 @@ class WorkingCopies:
         """Makes the working copy of *path*, if that is the notebook of a lab and has none yet."""
         if not self.is_original(path) or self.current(path) != path or not path.exists():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._made_from, read_json(self._made_from) | {path.name: sha256(path)})
+        own(self.folder)
+        write_json(self._made_from, self._read() | {path.name: sha256(path)})
         # with its time: JupyterLab would else ask whether to overwrite a file that has changed
         shutil.copy2(path, self.folder / path.name)
 
@@ -49,7 +51,7 @@ class WorkingCopies:
 
     def set_aside_outdated(self) -> dict[str, Path]:
         """Renames each copy that was made from another version of its lab; name -> new path."""
-        moved, made_from = {}, read_json(self._made_from)
+        moved, made_from = {}, self._read()
         for name, original in self.originals.items():
             copy = self.folder / name
             if not (copy.exists() and original.exists()):
@@ -63,5 +65,10 @@ class WorkingCopies:
         return moved
 
     def delete(self) -> None:
-        """Deletes all copies."""
-        remove(self.folder)
+        """Deletes all copies, and nothing else that lies in their folder."""
+        for path in [*self.folder.glob("*.ipynb"), self.folder / ".ipynb_checkpoints"]:
+            remove(path, inside=self.folder)
+        remove(self._made_from, inside=self.folder)
+
+    def _read(self) -> dict[str, str]:
+        return read_state(self._made_from, dict[str, str]) or {}

@@ -10,9 +10,9 @@ import pytest
 from labkit.course import LABS
 from labkit.products import Products
 from labkit.profiles import ROOT
-from labkit.registry.sdk import VARIABLES
+from labkit.registry import VARIABLES
 
-pytest_plugins = ["azure_rig.fixtures"]
+pytest_plugins = ["azure_rig.fixtures", "tiny_course"]
 
 # Each of these takes the products of the notebooks of this test run, or runs labs of its own.
 LAST = (

@@ -622,7 +622,7 @@ def test_lab_01_writes_what_the_labs_after_it_read(runs, tmp_path, tokenizer, ca
         train, held = (
             load_records(runs / "cpu" / f"{part}.jsonl") for part in ("train", "heldout")
         )
-        ids.append(lab.products.stamp("train.jsonl")["id"])
+        ids.append(lab.products.stamp("train.jsonl").id)
         if "messages" in fields:
             assert [len(r["history"]) for r in train + held] == [3] * 12
         else:

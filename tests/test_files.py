@@ -1,4 +1,4 @@
-"""Files are written whole, deleted without what they lead to, and weighed."""
+"""Files are written whole, hashed and weighed."""
 
 import hashlib
 
@@ -19,22 +19,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         files.write_json(path, {"a": 2})
     assert files.read_json(path) == {"a": 1} and len(list(path.parent.iterdir())) == 1
-
-
-def test_what_is_not_there_is_read_as_empty_and_deleted_without_a_word(tmp_path):
-    assert files.read_json(tmp_path / "none.json") == {}
-    files.remove(tmp_path / "none")
-
-
-def test_a_link_is_deleted_and_not_what_it_leads_to(tmp_path):
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / "precious").touch()
-    (tmp_path / "link").symlink_to(target)
-    files.remove(tmp_path / "link")
-    assert (target / "precious").exists() and not (tmp_path / "link").is_symlink()
-    files.remove(target)
-    assert not list(tmp_path.iterdir())
 
 
 def test_sha256(tmp_path):

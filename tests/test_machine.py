@@ -76,7 +76,7 @@ def test_packages_that_differ_from_the_lock_are_named(runs, monkeypatch):
 
 def test_a_finished_run_needs_no_more_disk(runs):
     (runs / "cpu").mkdir(parents=True)
-    (runs / "cpu" / "summary.json").touch()
+    (runs / "cpu" / "summary.json").write_text('{"unfinished": []}')
     assert next(c for c in preflight(replace(CPU, disk_gb=10**6)) if c.name == "free disk").ok
 
 

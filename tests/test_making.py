@@ -39,7 +39,7 @@ def folder(*names, result=None):
 
 def rest(lab) -> set[str]:
     """What lies in the run folder beside the product and the folders of every run."""
-    return {path.name for path in lab.folder.iterdir()} - {".stamps", ".lock", "logs"}
+    return {path.name for path in lab.folder.iterdir()} - {".stamps", ".lock", ".labkit", "logs"}
 
 
 def test_what_libraries_print_goes_to_the_log(lab, capfd):
@@ -59,7 +59,7 @@ def test_what_libraries_print_goes_to_the_log(lab, capfd):
 def test_what_it_cost_is_kept(lab):
     lab.keep("awq", writes("x"))
     stamp = lab.products.stamp("awq")
-    assert 0 < stamp["seconds"] < 60 and stamp["peak_rss_mb"] > 10 and stamp["peak_gpu_mb"] == 0
+    assert 0 < stamp.seconds < 60 and stamp.peak_rss_mb > 10 and stamp.peak_gpu_mb == 0
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,6 @@ def test_torch_s_cache_on_a_gpu_is_emptied_before(runs, monkeypatch):
 
     lab = Lab("04", PROFILES["gpu"])
     assert lab.keep("onnx", build).read_text() == "1"
-    assert lab.products.stamp("onnx")["peak_gpu_mb"] == 19000
+    assert lab.products.stamp("onnx").peak_gpu_mb == 19000
     Lab("04", CPU).keep("onnx", build)
     assert len(freed) == 1

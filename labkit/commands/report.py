@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 from labkit import course
 from labkit.figures import Estimate
-from labkit.files import read_json, write_text
+from labkit.files import write_text
 from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.progress import clock
+from labkit.state import read_state
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN_PAGE = (
@@ -81,7 +82,7 @@ def write_report(products: Products) -> Path | None:
 
 def _first_page(title: str, folder: Path, labs: dict[str, list]) -> str:
     """Title, headline figures, contents; gives the steps of *labs* (number -> cells) anchors."""
-    summary, rows = read_json(folder / "summary.json"), []
+    summary, rows = read_state(folder / "summary.json", dict) or {}, []
     for what, *ends in HEADLINES:
         try:
             before, after = (Estimate(**summary[section][name]) for section, name in ends)

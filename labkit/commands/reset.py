@@ -2,15 +2,20 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from labkit import course
 from labkit.commands import lab_number
 from labkit.errors import LabError
-from labkit.files import dir_mb, remove
+from labkit.files import dir_mb
+from labkit.folders import MARK, remove, require_own
 from labkit.products import Products, folder_lock
 from labkit.profiles import ROOT, profile_name, runs_folder
 from labkit.working_copies import WorkingCopies
+
+# in a run folder, what belongs to no lab alone, and what only a whole reset takes along
+OF_ALL = ("report.html", "summary.json", "route.png", ".partial-*", "notebooks/.*.partial.ipynb")
+OF_A_FOLDER = (".stamps", ".*.old", ".*.download", ".download-*", ".olive-cache", ".datasets")
+OF_A_FOLDER += (".hub", ".writable-*", ".*.new", "workflows/*.json")
 
 
 def main(arguments: list[str]) -> int:
@@ -46,6 +51,7 @@ def main(arguments: list[str]) -> int:
     if not folder.exists():
         print(f"nothing to delete: {folder} does not exist")
     else:
+        require_own(folder)
         with folder_lock(folder):
             before = dir_mb(folder)
             if not (
@@ -54,11 +60,14 @@ def main(arguments: list[str]) -> int:
             ):
                 print("nothing was deleted")
                 return 1
-            _delete(folder, first)
+            _delete(Products(folder), first)
             freed = before - dir_mb(folder)
         print(f"outputs of {labs} are deleted from {folder}: {freed:,.1f} MB")
+        left = sorted(path.name for path in folder.iterdir() if path.name not in (MARK, ".lock"))
+        if left and not first:
+            print(f"left there, because no lab has made it: {ascii(', '.join(left))[1:-1]}")
     if options.all:
-        (runs_folder() / "choice.json").unlink(missing_ok=True)
+        (runs_folder() / "choice.json").unlink(missing_ok=True)  # a file that only labkit writes
     return 0
 
 
@@ -85,24 +94,23 @@ def _agreed(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _delete(folder: Path, first: str | None) -> None:
-    if first is None:
-        for path in folder.iterdir():
-            if path.name != ".lock":  # whoever waits for it has it open
-                remove(path)
-        return
-    products = Products(folder)
-    names = {stamp["name"] for stamp in products.stamps() if stamp["lab"] >= first}
-    for number, lab in course.LABS.items():
-        if number >= first:
-            names.update(lab.makes, lab.outputs)
-            leftovers = [
-                *(folder / "notebooks").glob(f"{number}_*"),
-                *(folder / "logs").glob(f"{number}-*"),
-            ]
-            for path in [*leftovers, folder / "records" / f"{number}.json"]:
-                remove(path)
-    for name in names:
+def _delete(products: Products, first: str | None) -> None:
+    """Deletes what lab *first* and those after it have made, or all that the labs have made."""
+    folder, labs = products.folder, [n for n in course.LABS if n >= (first or "")]
+    made = {name for number in labs for name in course.LABS[number].makes}
+    for name in made | {stamp.name for stamp in products.stamps() if stamp.lab in labs}:
         products.delete(name)
-    for name in ("report.html", "summary.json"):
-        remove(folder / name)
+    found = [folder / name for number in labs for name in course.LABS[number].outputs]
+    for number in labs:
+        found += [
+            *(folder / "notebooks").glob(f"{number}_*"),
+            folder / "records" / f"{number}.json",
+        ]
+        found += (folder / "logs").glob(f"{number}-*")
+    for pattern in OF_ALL if first else (*OF_ALL, *OF_A_FOLDER):
+        found += folder.glob(pattern)
+    for path in found:
+        remove(path, inside=folder)
+    for path in folder.iterdir():
+        if path.name in ("notebooks", "logs", "records", "workflows") and not any(path.iterdir()):
+            path.rmdir()

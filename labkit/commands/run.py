@@ -13,10 +13,13 @@ from labkit.commands import lab_number
 from labkit.commands.execute import execute
 from labkit.commands.report import write_report
 from labkit.errors import LabError
-from labkit.files import remove, sha256
-from labkit.products import Products, folder_lock
+from labkit.files import sha256
+from labkit.folders import remove
+from labkit.machine import machine_name
+from labkit.products import Decision, Products, folder_lock
 from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice
 from labkit.progress import Progress, clock
+from labkit.registry import destination
 from labkit.summary import write_summary
 
 
@@ -41,10 +44,11 @@ def main(arguments: list[str]) -> int:
     with folder_lock(products.folder):
         first = min(course.LABS) if options.force else options.first
         for stamp in products.stamps() if first else ():
-            if stamp["lab"] >= first:
-                products.forget(stamp["name"])
+            if stamp.lab >= first:
+                products.forget(stamp.name)
         rows = _run_labs(products, profile)
-        write_summary(products, profile)
+        failed = [number for number, (state, _) in rows.items() if state in ("FAILED", "not run")]
+        write_summary(products, profile, failed=failed)
         report = write_report(products)
     return _close(products, rows, report)
 
@@ -54,16 +58,22 @@ def executed(number: str) -> str:
     return f"notebooks/{course.notebook_path(number).name}"
 
 
-def decision(products: Products, profile: Profile, number: str) -> dict:
-    """What decides the outcome of lab *number*: its cells, the settings, labkit, and the labs
-    before it.
+def decision(products: Products, profile: Profile, number: str) -> Decision:
+    """What decides the outcome of lab *number*: its cells, the settings, labkit, data, machine,
+    and the labs before it.
     """
     cells = json.loads(course.notebook_path(number).read_text(encoding="utf-8"))["cells"]
-    files = [*(ROOT / "notebooks" / "workflows").glob("*.json"), *(ROOT / "labkit").rglob("*.py")]
+    files = [
+        *(ROOT / "notebooks" / "workflows").glob("*.json"),
+        *(ROOT / "labkit").rglob("*.py"),
+        *(ROOT / "data").glob("*.json*"),
+    ]
     recipe = {
         "cells": ["".join(cell["source"]) for cell in cells],
         "profile": asdict(profile),
-        "data": sha256(Path(profile.data)),
+        "data": [sha256(Path(path)) for path in (profile.data, profile.tone_data)],
+        "machine": machine_name(),
+        "registry": destination() if number == max(course.LABS) else None,
         "files": {str(path.relative_to(ROOT)): sha256(path) for path in sorted(files)},
     }
     earlier = [executed(other) for other in course.LABS if other < number]
@@ -78,10 +88,8 @@ def unchanged(products: Products, profile: Profile, number: str) -> bool:
 
 def is_made(products: Products, profile: Profile, number: str) -> bool:
     """Whether all products of lab *number* are there, and current."""
-    made = set(course.LABS[number].makes)
-    if profile.device != "cuda":
-        made -= set(course.GPU_ONLY)
-    return all(map(products.is_current, made))
+    current = {name for name in course.LABS[number].makes if products.is_current(name)}
+    return not course.missing(number, current, device=profile.device)
 
 
 def _run_labs(products: Products, profile: Profile) -> dict[str, tuple[str, float | None]]:
@@ -91,7 +99,7 @@ def _run_labs(products: Products, profile: Profile) -> dict[str, tuple[str, floa
         for number, lab in course.LABS.items():
             if unchanged(products, profile, number):
                 progress.line(f"{number} {lab.name}: complete and unchanged")
-                rows[number] = ("unchanged", products.stamp(executed(number))["seconds"])
+                rows[number] = ("unchanged", products.stamp(executed(number)).seconds)
                 continue
             bad = [
                 earlier for earlier, (state, _) in rows.items() if state in ("FAILED", "not run")
@@ -119,20 +127,21 @@ def _run_lab(
     products: Products, profile: Profile, number: str, progress: Progress
 ) -> tuple[str, float]:
     started, name = time.monotonic(), course.LABS[number].name
-    last = products.stamp(executed(number)).get("seconds")
-    products.forget(executed(number))
+    last = products.stamp(executed(number))
+    # from here on its outputs are those of an earlier run, and contradict what the folder holds
+    products.delete(executed(number))
     partial = products.folder / "notebooks" / f".{number}.partial.ipynb"
-    problem = execute(products.folder, profile.name, number, partial, progress, expected=last)
+    problem = execute(
+        products.folder, profile.name, number, partial, progress, expected=last and last.seconds
+    )
     seconds = time.monotonic() - started
     target = products.folder / executed(number)
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     if problem:
         partial.replace(failed)
-        # the outputs of an earlier success would contradict what the folder now holds
-        remove(target)
         progress.line(f"{problem}\nThe notebook as far as it ran: {failed}")
         return "FAILED", seconds
-    remove(failed)
+    remove(failed, inside=products.folder)
     # after the lab, because it has made the products that the next decision is compared with
     products.put(
         executed(number), partial, decision(products, profile, number), lab=number, seconds=seconds

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.folders import MARK, own, remove
 from labkit.machine import TELEMETRY_OFF
 from labkit.profiles import ROOT
 from labkit.progress import Progress, clock
@@ -128,8 +129,8 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         _need_space(VENV, 15 if gpu else 5)
         progress.show("make .venv")
         for old in VENV.iterdir():
-            if old.name != "labkit-setup.lock":
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            if old.name not in ("labkit-setup.lock", MARK):
+                remove(old, inside=VENV)
         _make_venv(VENV)
         progress.line(f"make .venv: Python {sys.version.split()[0]}, {clock(progress.elapsed())}")
         lock, index = ("gpu.txt", ()) if gpu else _choose(python, wheels, progress)
@@ -384,7 +385,7 @@ def _hold():
             f"{VENV} was not made by './lab setup', which would have to delete it. Move it away "
             "and run './lab setup' again."
         )
-    VENV.mkdir(exist_ok=True)
+    own(VENV)
     with open(lock, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -406,8 +407,12 @@ def _need_space(folder: Path, gb: int) -> None:
 
 
 def _marker() -> dict:
-    path = VENV / "labkit-lock.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What setup noted when it was done; {} where it was not, or the note cannot be read."""
+    try:
+        note = json.loads((VENV / "labkit-lock.json").read_text())
+        return {key: str(note[key]) for key in ("lock", "folder", "digest")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _digest(path: Path) -> str:

@@ -19,8 +19,9 @@ def main(arguments: list[str]) -> int:
     products = Products(runs_folder() / profile.name)
     print(f"outputs in {products.folder}\n\n{'lab':14}{'state':12}{'seconds':>8}")
     for number, lab in course.LABS.items():
-        made = sum(stamp["seconds"] for stamp in products.stamps() if stamp["lab"] == number)
-        seconds = products.stamp(run.executed(number)).get("seconds", made)
+        made = sum(stamp.seconds for stamp in products.stamps() if stamp.lab == number)
+        executed = products.stamp(run.executed(number))
+        seconds = executed.seconds if executed else made
         now = state(products, profile, number)
         print(
             f"{number + ' ' + lab.name:14}{now:12}"
@@ -43,6 +44,6 @@ def state(products: Products, profile: Profile, number: str) -> str:
         return "complete"
     if products.stamp(run.executed(number)):
         return "stale"
-    begun = any(stamp["lab"] == number for stamp in products.stamps())
+    begun = any(stamp.lab == number for stamp in products.stamps())
     failed = list((products.folder / "notebooks").glob(f"{number}_*.failed.ipynb"))
     return "incomplete" if begun or failed or passed else "not run"

@@ -14,7 +14,8 @@ from azure.core.exceptions import AzureError, ResourceExistsError
 
 from labkit.capture import redirect_output
 from labkit.errors import LabError
-from labkit.files import listing, remove
+from labkit.files import listing
+from labkit.folders import own, remove
 from labkit.registry.azure_errors import azure_errors, command_options
 from labkit.registry.manifest import MANIFEST, check_manifest, check_names
 
@@ -119,16 +120,19 @@ class Registry(abc.ABC):
             origin = f"{self.url(name, version)} {content}"
             key = hashlib.sha256(origin.encode()).hexdigest()[:12]
             aside = out.with_name(f".{out.name}.{key}.download")
-            self.fetch(name, version, aside)
+            own(aside)
+            self.fetch(name, version, aside / "model")
         try:
-            check_manifest(aside, content)
+            check_manifest(aside / "model", content)
         except LabError as error:
-            remove(aside)  # the next call shall not go on from there
+            remove(aside, inside=aside)  # the next call shall not go on from there
             raise LabError(
                 f"version {version} of {name} was altered in the registry ({error}). Remove that "
                 "version (lab 06, 'Clean up') and register the model again."
             ) from error
-        return aside.rename(out)
+        (aside / "model").rename(out)
+        remove(aside, inside=aside)
+        return out
 
     def content(self, name: str, version: str) -> str | None:
         """What :meth:`contents` says of a version; LabError where there is none."""

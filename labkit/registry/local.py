@@ -8,7 +8,8 @@ import yaml
 from azure.ai.ml import load_model
 
 from labkit.errors import LabError
-from labkit.files import dir_mb, listing, remove
+from labkit.files import dir_mb, listing
+from labkit.folders import own, remove
 from labkit.registry.base import Registry, number, taken
 from labkit.registry.manifest import check_names, files_to_send
 
@@ -36,8 +37,11 @@ class LocalRegistry(Registry):
         if asset.version in self.contents(asset.name):
             raise taken(asset.name, asset.version)
         files_to_send(Path(asset.path))
-        remove(partial)
-        remove(home)  # an interrupted removal left it: a version has a model.yml
+        own(self.folder)
+        remove(partial, inside=self.folder)
+        remove(
+            home, inside=self.folder
+        )  # an interrupted removal left it: a version has a model.yml
         shutil.copytree(asset.path, partial / "model")
         keys = ("name", "version", "type", "description", "tags", "properties")
         fields = {key: getattr(asset, key) for key in keys if getattr(asset, key) is not None}
@@ -63,7 +67,7 @@ class LocalRegistry(Registry):
         self.content(name, version)
         home = self._home(name, version)
         (home / "model.yml").unlink()  # from here on it is no version, whatever happens
-        remove(home)
+        remove(home, inside=self.folder)
 
     def stop(self, compute: str) -> None:
         raise LabError(f"this is a rehearsal: there is no compute '{compute}' to stop.")
@@ -72,7 +76,7 @@ class LocalRegistry(Registry):
         return str(self._home(name, version))
 
     def fetch(self, name: str, version: str, out: Path) -> None:
-        remove(out)
+        remove(out, inside=out.parent)
         # a link stays one, and is refused afterwards
         shutil.copytree(self._home(name, version) / "model", out, symlinks=True)
 

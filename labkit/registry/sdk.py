@@ -10,8 +10,8 @@ from unittest.mock import patch
 from azure.core.pipeline.policies import SansIOHTTPPolicy
 
 from labkit.errors import LabError
+from labkit.registry import VARIABLES
 
-VARIABLES = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 SILENCE_S = 60  # longest wait for a connection or for the next byte
 
 

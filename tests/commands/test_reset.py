@@ -39,7 +39,7 @@ def test_a_script_says_yes_itself(done, monkeypatch, capsys):
     assert main(["reset"]) == 1
     assert "Add --yes" in capsys.readouterr().err and (done / "base").exists()
     assert main(["reset", "--yes"]) == 0
-    assert [path.name for path in done.iterdir()] == [".lock"]
+    assert [path.name for path in done.iterdir()] == [".lock", ".labkit"]
 
 
 def test_it_says_that_there_is_nothing_to_delete(course, capsys):

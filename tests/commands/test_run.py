@@ -63,9 +63,9 @@ def test_from_keeps_nothing_of_that_lab_and_those_after_it(rerun):
 
 def test_force_keeps_nothing(rerun, products):
     rerun()
-    before = products.stamp("base")["id"]
+    before = products.stamp("base").id
     assert rerun("--force") == (0, ALL)
-    assert products.stamp("base")["id"] != before
+    assert products.stamp("base").id != before
 
 
 def test_a_failure_leaves_out_what_needs_it(rerun, executed, course, capsys):
@@ -98,7 +98,7 @@ def test_settings_with_relative_paths_are_those_of_the_shell(rerun, tmp_path, mo
 
 def test_what_a_lab_took_before_is_expected(rerun, executed, products, write):
     rerun()
-    took = products.stamp("notebooks/02_quantize.ipynb")["seconds"]
+    took = products.stamp("notebooks/02_quantize.ipynb").seconds
     write("02", "2 + 2")
     rerun()
     assert executed.expected["02"] == took

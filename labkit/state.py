@@ -1,0 +1,49 @@
+"""What the labs remember between two commands: small JSON files that nobody has to trust.
+
+A file that was cut off, emptied by a power cut, edited or left by another program counts as
+absent. That is said once, and costs the step that it told about.
+"""
+
+import functools
+import stat
+import sys
+from pathlib import Path
+
+from labkit.errors import LabError
+
+# for the dataclasses of such files, as __pydantic_config__
+STRICT = {"extra": "forbid", "allow_inf_nan": False}
+LARGEST = 16 * 2**20  # bytes; those that labkit writes have a few thousand
+_told: set[Path] = set()
+
+
+def read_state(path: Path, kind):
+    """What the file *path* holds, as *kind*, a dataclass or another type that pydantic knows.
+
+    None where there is no such file, or where it holds something else, which is printed.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise ValueError("it is no file, or a large one")
+        return _adapter(kind).validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LabError) as error:  # pydantic's is a ValueError
+        if path not in _told:
+            _told.add(path)
+            # a name or a value may hold anything, a terminal's escape sequences too
+            why = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+            why = ascii(" ".join(why.split()))[1:-1][:120]
+            print(
+                f"{ascii(str(path))[1:-1]} is unreadable ({why}), and counts as absent",
+                file=sys.stderr,
+            )
+        return None
+
+
+@functools.cache
+def _adapter(kind):
+    import pydantic  # here, because ./lab setup runs before it is installed
+
+    return pydantic.TypeAdapter(kind)

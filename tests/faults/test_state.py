@@ -1,0 +1,188 @@
+"""What is remembered between two commands, cut off, emptied, edited or replaced by anything.
+
+It counts as absent, one line says so, and it costs the step that it told about, not all of them.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from samples import CPU, writes
+
+from labkit import state
+from labkit.commands import main
+from labkit.commands.status import state as state_of
+from labkit.errors import LabError
+from labkit.figures import Estimate
+from labkit.profiles import resolve_profile, saved_choice
+from labkit.session import Lab
+from labkit.summary import Records
+from labkit.working_copies import WorkingCopies
+
+DAMAGED = {
+    "empty, after a power cut": b"",
+    "zeros, after a power cut": bytes(400),
+    "cut off": b'{"name": "base", "lab": "01", "id": "7e',
+    "a list": b"[]",
+    "a number": b"7",
+    "null": b"null",
+    "of another program": b'{"version": 2, "cells": []}',
+    "not UTF-8": b'{"name": "\xff\xfe"}',
+    "brackets without end": b"[" * 100_000,
+    "a number without end": b'{"seconds": ' + b"9" * 5000 + b"}",
+    "no number": b'{"peak_rss_mb": NaN, "figures": {"a": {"b": {"figure": {"mean": NaN}}}}}',
+    "escape sequences": b'{"\x1b[2J": "\x1b[31m"}',
+}
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def a_link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_large_file(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # it takes no space
+
+
+SHAPES = [a_folder, a_pipe, a_link_to_itself, a_link_to_a_device, a_large_file]
+
+
+@pytest.fixture(params=[*DAMAGED, *SHAPES], ids=lambda kind: getattr(kind, "__name__", kind))
+def damage(request, monkeypatch):
+    """A function that puts something else in the place of a file."""
+    monkeypatch.setattr(state, "_told", set())
+
+    def damage(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if request.param in DAMAGED:
+            path.write_bytes(DAMAGED[request.param])
+        else:
+            request.param(path)
+
+    return damage
+
+
+def told(capsys, path: Path) -> bool:
+    return capsys.readouterr().err.count(f"{path} is unreadable") == 1
+
+
+@pytest.mark.parametrize("name", ["base", "awq", "notebooks/02_quantize.ipynb"])
+def test_a_stamp_costs_one_step(executed, course, products, capsys, damage, name):
+    main(["run"])
+    made = {stamp.name: stamp.id for stamp in products.stamps()}
+    executed.clear()
+    capsys.readouterr()
+    damage(course / ".stamps" / f"{name}.json")
+    assert main(["status"]) == 0
+    assert told(capsys, course / ".stamps" / f"{name}.json")
+    assert main(["run"]) == 0 and main(["status"]) == 0
+    remade = {stamp.name for stamp in products.stamps() if stamp.id != made[stamp.name]}
+    lost = {"base": {"base", "awq", "answers"}, "awq": {"awq", "answers"}}
+    assert {name for name in remade if "/" not in name} == lost.get(name, set())
+
+
+def test_the_choice_of_lab_01(executed, course, capsys, damage):
+    main(["run"])
+    executed.clear()
+    path = course.parent / "choice.json"
+    damage(path)
+    capsys.readouterr()
+    assert saved_choice() == {} and told(capsys, path)
+    assert main(["run"]) == 0 and executed == []
+
+
+def test_the_records_of_a_lab(runs, capsys, damage):
+    lab = Lab("02", CPU)
+    lab.record("eval_loss", base=Estimate(3.0))
+    Lab("03", CPU).record("eval_loss", lora=Estimate(2.0))
+    path = lab.folder / "records" / "02.json"
+    damage(path)
+    capsys.readouterr()
+    assert Records(lab.products).sections() == {"eval_loss": {"lora": Estimate(2.0)}}
+    assert told(capsys, path)
+    with pytest.raises(LabError, match="the figure eval_loss base is missing"):
+        Lab("03", CPU).figure("eval_loss", "base")
+    if not path.is_dir():
+        lab.record("eval_loss", base=Estimate(3.0))
+        assert lab.figure("eval_loss", "base") == Estimate(3.0)
+
+
+def test_the_summary(executed, course, capsys, damage):
+    from labkit.machine import preflight
+
+    main(["run"])
+    damage(course / "summary.json")
+    checks = preflight(replace(resolve_profile(), disk_gb=10**6))
+    assert [check.name for check in checks if not check.ok] == ["free disk"]
+
+
+def test_an_executed_notebook(executed, course, products, damage):
+    main(["run"])
+    executed.clear()
+    damage(course / "notebooks" / "02_quantize.ipynb")
+    assert state_of(products, resolve_profile(), "02") != "not run"
+    assert main(["run"]) == 0 and executed[0] == "02"
+
+
+def test_the_note_of_what_a_working_copy_was_made_from(tmp_path, capsys, damage):
+    (tmp_path / "notebooks").mkdir()
+    notebook = tmp_path / "notebooks" / "01_setup.ipynb"
+    notebook.write_text("{}")
+    copies = WorkingCopies(tmp_path)
+    copies.make(notebook)
+    (copies.folder / "01_setup.ipynb").write_text('{"mine": 1}')
+    damage(copies.folder / "made_from.json")
+    moved = copies.set_aside_outdated()  # nobody knows what it was made from: both are kept
+    assert moved["01_setup.ipynb"].read_text() == '{"mine": 1}'
+    assert told(capsys, copies.folder / "made_from.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../other"},
+        {"name": "awq"},
+        {"files": {"base": 7}},
+        {"files": ["base"]},
+        {"seconds": "soon"},
+        {"decided_by": {}},
+        {"decided_by": None},
+        {"finished": 7},
+        {"id": None},
+    ],
+    ids=str,
+)
+def test_a_stamp_with_another_value_is_none(runs, change):
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("x"))
+    path = lab.folder / ".stamps" / "base.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert lab.products.stamp("base") is None and lab.products.stamps() == []
+    lab.keep("base", writes("x"))
+    assert lab.products.is_current("base")
+
+
+def test_products_that_are_said_to_need_each_other_are_not_current(runs):
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("x"))
+    lab.keep("other", writes("x"), needs=("base",))
+    path = lab.folder / ".stamps" / "base.json"
+    forged = json.loads(path.read_text())
+    forged["decided_by"]["needs"] = {"other": lab.products.identity("other")}
+    path.write_text(json.dumps(forged))
+    assert not lab.products.is_current("base") and not lab.products.is_current("other")
