@@ -12,6 +12,7 @@ from samples import CPU, write_lines, writes
 from tiny_course import make
 
 from labkit import course as labs
+from labkit import profiles
 from labkit.commands import main, run, status
 from labkit.errors import LabError
 from labkit.figures import Estimate
@@ -24,15 +25,23 @@ from labkit.session import Lab
 # ---- a byte
 
 
-def flip(path: Path, *, at: int = 100) -> None:
-    """Changes one bit of a file, and puts its times back, as a failing disk does."""
-    times = path.stat()
+def flip(lab: Lab, name: str, *, at: int = 100) -> None:
+    """Changes one bit of a file of lab 04's product; size and times are as they were left, as
+    with a failing disk.
+    """
+    path = lab.folder / "onnx" / name
     with open(path, "r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
         file.seek(at)
         file.write(bytes([byte ^ 1]))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    # no program can put back the time at which an inode was changed: so the stamp is changed
+    status, stamp = path.stat(), lab.folder / ".stamps" / "onnx.json"
+    record = json.loads(stamp.read_text())
+    seen = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    record["files"][name]["seen"] = seen
+    write_json(stamp, record)
+    assert lab.products.is_current("onnx"), "size and times do not tell"
 
 
 @pytest.fixture
@@ -50,13 +59,13 @@ def folder_product(runs):
 
 
 def test_a_flipped_bit_is_found_where_the_product_is_loaded(folder_product):
-    flip(folder_product.folder / "onnx" / "model.onnx.data", at=9_000)
+    flip(folder_product, "model.onnx.data", at=9_000)
     with pytest.raises(LabError, match=r"run lab 04 first.*was altered.*\(model.onnx.data\)"):
         Lab("05", CPU).path("onnx")
 
 
 def test_a_flipped_bit_is_found_where_the_product_would_be_kept(folder_product, capsys):
-    flip(folder_product.folder / "onnx" / "model.onnx")
+    flip(folder_product, "model.onnx")
     folder_product.keep("onnx", writes("anew"), "recipe")
     assert "made anew, because it was altered since it was made (model.onnx)" in (
         capsys.readouterr().out
@@ -64,7 +73,7 @@ def test_a_flipped_bit_is_found_where_the_product_would_be_kept(folder_product, 
 
 
 def test_a_flipped_bit_of_what_is_needed_is_found_before_it_is_built_upon(folder_product):
-    flip(folder_product.folder / "onnx" / "model.onnx")
+    flip(folder_product, "model.onnx")
     with pytest.raises(LabError, match="run lab 04 first.*was altered"):
         folder_product.keep("onnx-merged", writes("x"), needs=("onnx",))
     assert not (folder_product.folder / "onnx-merged").exists()
@@ -126,10 +135,7 @@ def a_workspace_s_file(monkeypatch, tmp_path):
 
 
 def a_changed_tone_file(monkeypatch, tmp_path):
-    tone = write_lines(tmp_path / "tone.jsonl", {"prompt": "Is it good?", "response": "yes"})
-    monkeypatch.setitem(
-        run.resolve_profile.__globals__["PROFILES"], "cpu", replace(CPU, tone_data=str(tone))
-    )
+    write_lines(tmp_path / "tone.jsonl", {"prompt": "Is it good?", "response": "no"})
 
 
 def a_changed_stored_experiment(monkeypatch, tmp_path):
@@ -165,6 +171,8 @@ def test_a_finished_run_is_not_finished_for_other_settings(
     executed, course, monkeypatch, tmp_path, capsys, change, again
 ):
     monkeypatch.setenv("LAB_REHEARSE", "1")
+    tone = write_lines(tmp_path / "tone.jsonl", {"prompt": "Is it good?", "response": "yes"})
+    monkeypatch.setitem(profiles.PROFILES, "cpu", replace(CPU, tone_data=str(tone)))
     assert main(["run"]) == 0
     executed.clear()
     assert main(["run"]) == 0 and executed == []
@@ -195,31 +203,22 @@ def test_speeds_hold_on_the_machine_they_were_measured_on(runs, monkeypatch, cap
 
 @pytest.mark.parametrize("place", ["elsewhere", "Bücher ü", 'with "quotes" and \\', "a [1] b"])
 def test_a_finished_run_stays_finished_where_it_is_copied_to(
-    executed, course, monkeypatch, tmp_path, place
+    executed, course, monkeypatch, tmp_path, capsys, place
 ):
-    monkeypatch.setattr(run, "execute", _with_recipe_of_places(executed))
+    def keep(folder):
+        recipe = {"path": str(folder / "base"), "data": str(ROOT / "data")}
+        Lab("01", resolve_profile()).keep("mine", writes("x"), recipe, needs=("base",))
+
     main(["run"])
+    keep(course)
     executed.clear()
     shutil.copytree(course, tmp_path / place / "cpu", copy_function=shutil.copyfile)
     shutil.rmtree(course)
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / place))
     assert main(["run"]) == 0 and executed == []
-
-
-def _with_recipe_of_places(executed):
-    def execute(folder, profile, number, out, progress, *, expected=None):
-        executed.append(number)
-        out.parent.mkdir(exist_ok=True)
-        out.write_text("{}")
-        lab = Lab(number, resolve_profile())
-        entry = labs.LABS[number]
-        with pytest.MonkeyPatch.context() as kernel:
-            kernel.setenv("LAB_LOCK_HELD", str(folder))
-            recipe = {"path": str(folder / "base"), "data": str(ROOT / "data")}
-            lab.keep(entry.makes[0], writes(number), recipe, needs=entry.needs)
-        return ""
-
-    return execute
+    capsys.readouterr()
+    keep(tmp_path / place / "cpu")
+    assert "mine: kept" in capsys.readouterr().out
 
 
 def test_products_of_one_second_are_in_the_order_in_which_they_were_made(runs):
@@ -247,6 +246,18 @@ def test_a_run_that_failed_says_so_in_its_summary(executed, course):
     executed.fails = set()
     assert main(["run"]) == 0
     assert json.loads((course / "summary.json").read_text())["unfinished"] == []
+
+
+def test_a_lab_that_failed_after_its_last_product_is_unfinished(executed, course, monkeypatch):
+    def execute(folder, profile, number, out, progress, *, expected=None):
+        out.parent.mkdir(exist_ok=True)
+        out.write_text("{}")
+        make(number, LAB_LOCK_HELD=str(folder))
+        return "03: FAILED" if number == "03" else ""
+
+    monkeypatch.setattr(run, "execute", execute)
+    assert main(["run"]) == 1
+    assert json.loads((course / "summary.json").read_text())["unfinished"] == ["03"]
 
 
 def test_a_run_killed_after_its_last_product_is_not_complete(executed, course, monkeypatch):
