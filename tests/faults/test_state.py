@@ -3,12 +3,15 @@
 It counts as absent, one line says so, and it costs the step that it told about, not all of them.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from samples import CPU, writes
 
 from labkit import state
@@ -186,3 +189,61 @@ def test_products_that_are_said_to_need_each_other_are_not_current(runs):
     forged["decided_by"]["needs"] = {"other": lab.products.identity("other")}
     path.write_text(json.dumps(forged))
     assert not lab.products.is_current("base") and not lab.products.is_current("other")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+
+
+@pytest.fixture
+def finished(tmp_path_factory, monkeypatch):
+    """A lab with a product, a figure and a choice, and the three files that tell of them."""
+    runs = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("LAB_RUNS", str(runs))
+    monkeypatch.setattr(state, "_told", set())
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("x"))
+    lab.record("eval_loss", base=Estimate(3.0))
+    (runs / "choice.json").write_text('{"profile": "cpu", "steps": 8}')
+    files = [lab.folder / ".stamps" / "base.json", lab.folder / "records" / "01.json"]
+    return lab, [*files, runs / "choice.json"]
+
+
+def ask(lab: Lab) -> None:
+    """All that reads the files; an error that says what to do is an answer, too."""
+    for question in (
+        lab.products.stamps,
+        lambda: lab.products.fault("base", hashed=True),
+        lab.records.sections,
+        lambda: lab.records.checkpoints("01"),
+        resolve_profile,
+        lab.summary,
+    ):
+        with contextlib.suppress(LabError):
+            question()
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(which=st.integers(0, 2), data=st.data())
+def test_no_content_of_a_state_file_makes_a_traceback(finished, which, data):
+    """Any bytes, any JSON, and valid files of which one value is another one."""
+    lab, files = finished
+    before = [file.read_bytes() for file in files]
+    valid = json.loads(before[which])
+    key = data.draw(st.sampled_from(sorted(valid)))
+    changed = st.builds(lambda value: json.dumps(valid | {key: value}).encode(), JSON)
+    anything = st.builds(lambda value: json.dumps(value).encode(), JSON)
+    files[which].write_bytes(data.draw(st.binary(max_size=60) | anything | changed))
+    try:
+        ask(lab)
+    finally:
+        for file, content in zip(files, before, strict=True):
+            file.write_bytes(content)
