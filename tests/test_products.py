@@ -1,11 +1,6 @@
 """What is kept between cells, kernels and days, and what makes it be made anew."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +8,6 @@ from samples import CPU, qa, write_lines, writes
 
 from labkit import products
 from labkit.errors import LabError
-from labkit.products import folder_lock
 from labkit.profiles import ROOT
 from labkit.session import Lab
 
@@ -232,28 +226,6 @@ def test_a_copy_of_the_run_folder_in_another_place_stays_current(
 # ---- what goes wrong on the way
 
 
-def test_a_kernel_killed_in_a_build_leaves_nothing_finished(runs):
-    code = (
-        "import time; from labkit.session import Lab; from labkit.profiles import PROFILES\n"
-        "def build(recipe, out):\n"
-        "    out.mkdir(); (out / 'half').write_text('x'); time.sleep(60)\n"
-        "Lab('01', PROFILES['cpu']).keep('base', build, 'other')"
-    )
-    lab = Lab("01", CPU)
-    lab.keep("base", writes("old"), "one")
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL)
-    half = runs / "cpu" / ".partial-base" / "half"
-    deadline = time.monotonic() + 60
-    while not half.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert half.exists() and not lab.products.is_current("base")
-    assert lab.keep("base", writes("whole"), "other").read_text() == "whole"
-    assert not half.parent.exists()
-
-
 @pytest.mark.parametrize("error", [LabError("it went wrong."), KeyboardInterrupt(), OSError(28)])
 def test_a_failed_rebuild_does_not_leave_the_old_product_as_finished(keep, lab, error):
     keep()
@@ -266,21 +238,3 @@ def test_a_failed_rebuild_does_not_leave_the_old_product_as_finished(keep, lab, 
         lab.keep("awq", broken, "another recipe")
     with pytest.raises(LabError, match="run lab 02 first"):
         lab.path("awq")
-
-
-def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
-    code = (
-        "import pathlib, sys; from labkit.products import folder_lock\n"
-        "with folder_lock(pathlib.Path(sys.argv[1])): print('in')"
-    )
-
-    def other(**env):
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        return subprocess.run(
-            command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True
-        )
-
-    with folder_lock(tmp_path):
-        assert "another run is writing to" in other().stderr
-        assert other(LAB_LOCK_HELD=str(tmp_path)).stdout == "in\n"
-    assert other().stdout == "in\n"

@@ -1,0 +1,166 @@
+"""Killed at any moment, begun twice, with a clock that is wrong: what is made is the same."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from samples import CPU, writes
+
+from labkit.files import files_of, sha256
+from labkit.products import Products, folder_lock
+from labkit.profiles import ROOT
+from labkit.session import Lab
+
+CHAIN = """
+import random, time
+from labkit.profiles import PROFILES
+from labkit.session import Lab
+from labkit.figures import Estimate
+
+def build(recipe, out):
+    out.mkdir()
+    for part in range(6):  # in pieces, so that it can be killed between them
+        with open(out / f"part{part}", "w") as file:
+            for _ in range(20):
+                file.write(str(random.random()))
+                file.flush()
+                time.sleep(0.0005)
+
+for number, name, needs in (("01", "base", ()), ("02", "awq", ("base",)), ("03", "lora", ("awq",))):
+    lab = Lab(number, PROFILES["cpu"])
+    lab.keep(name, build, {"of": name}, needs=needs)
+    lab.record("eval_loss", **{name: Estimate(1.0)})
+print("done")
+"""
+
+
+def begin(runs: Path, code: str = CHAIN) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LAB_RUNS": str(runs)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, cwd=ROOT
+    )
+
+
+def hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    return {
+        f"{name}/{part}": sha256(path)
+        for name in names
+        for part, path in files_of(folder / name).items()
+    }
+
+
+def test_a_chain_that_is_killed_at_random_moments_ends_as_one_that_is_not(tmp_path):
+    names = ("base", "awq", "lora")
+    started = time.monotonic()
+    assert "done" in begin(tmp_path / "calm").communicate()[0]
+    whole = time.monotonic() - started
+    moments, killed = random.Random(1), 0
+    for _ in range(8):
+        child = begin(tmp_path / "killed")
+        try:
+            child.wait(moments.uniform(whole / 3, whole))  # the first third is imports
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            killed += 1
+        child.communicate()
+    assert killed >= 3
+    assert "done" in begin(tmp_path / "killed").communicate()[0]
+    calm, other = tmp_path / "calm" / "cpu", tmp_path / "killed" / "cpu"
+    assert hashes(other, names) == hashes(calm, names)
+    assert all(Products(other).is_current(name, hashed=True) for name in names)
+    assert not list(other.glob(".partial-*"))
+
+
+@pytest.mark.slow
+def test_a_real_lab_that_is_killed_at_random_moments_makes_the_same_model(notebook_runs, tmp_path):
+    """Lab 02, with AutoAWQ on the real model; the outcome is that of this test run's own lab 02."""
+    runs = tmp_path / "runs"
+    shutil.copytree(notebook_runs, runs / "cpu")
+    products = Products(runs / "cpu")
+    for stamp in products.stamps():
+        if stamp.lab >= "02":
+            products.delete(stamp.name)
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "LAB_RUNS": str(runs),
+        "LAB_PYTHON": sys.executable,
+    }
+    command = [sys.executable, "-m", "labkit", "run"]
+    moments = random.Random(2)
+    for _ in range(3):
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(moments.uniform(15, 50))
+        os.killpg(child.pid, signal.SIGKILL)  # its kernel, too
+        child.wait()
+    log = tmp_path / "log"
+    with open(log, "w") as out:
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, start_new_session=True)
+        while child.poll() is None and not products.is_current("awq-losses.json"):
+            time.sleep(1)
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait()
+    assert products.is_current("awq-losses.json"), log.read_text()
+    names = ("awq", "awq-dense", "awq-losses.json")
+    assert hashes(runs / "cpu", names) == hashes(notebook_runs, names)
+
+
+def test_a_kernel_killed_in_a_build_leaves_nothing_finished(runs):
+    code = (
+        "import time; from labkit.session import Lab; from labkit.profiles import PROFILES\n"
+        "def build(recipe, out):\n"
+        "    out.mkdir(); (out / 'half').write_text('x'); time.sleep(60)\n"
+        "Lab('01', PROFILES['cpu']).keep('base', build, 'other')"
+    )
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("old"), "one")
+    child = begin(runs, code)
+    half = runs / "cpu" / ".partial-base" / "half"
+    deadline = time.monotonic() + 60
+    while not half.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert half.exists() and not lab.products.is_current("base")
+    assert lab.keep("base", writes("whole"), "other").read_text() == "whole"
+    assert not half.parent.exists()
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    code = (
+        "import pathlib, sys; from labkit.products import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1])): print('in')"
+    )
+
+    def other(**env):
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+        )
+
+    with folder_lock(tmp_path):
+        assert "another run is writing to" in other().stderr
+        assert other(LAB_LOCK_HELD=str(tmp_path)).stdout == "in\n"
+    assert other().stdout == "in\n"
+
+
+@pytest.mark.parametrize("finished", ["1970-01-01T00:00:00.000000", "2999-12-31T23:59:59.000000"])
+def test_a_clock_that_is_wrong_decides_nothing(runs, finished, capsys):
+    lab = Lab("01", CPU)
+    lab.keep("base", writes("x"))
+    lab.keep("other", writes("x"), needs=("base",))
+    path = lab.folder / ".stamps" / "base.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": finished}))
+    os.utime(lab.folder / "base", (0, 0))
+    capsys.readouterr()
+    lab.keep("base", writes("y"))
+    lab.keep("other", writes("y"), needs=("base",))
+    assert capsys.readouterr().out.count("kept, made at") == 2
