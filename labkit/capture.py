@@ -3,11 +3,23 @@
 import contextlib
 import ctypes
 import gc
+import io
 import logging
 import os
 import sys
 import threading
 from pathlib import Path
+
+RUNNING = ".running"  # in the folder of a log: the name of the log that is written just now
+
+
+class _Log(io.FileIO):
+    """A file that takes what a full disk has no room for as written: no step fails for its log."""
+
+    def write(self, data):
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return len(data)
 
 
 @contextlib.contextmanager
@@ -19,7 +31,12 @@ def redirect_output(path: Path):
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     known = logging.Logger.manager.loggerDict.values()
     loggers = [logging.getLogger(), *(one for one in known if isinstance(one, logging.Logger))]
-    with open(path, "w", buffering=1) as log:
+    running = path.with_name(RUNNING)
+    with io.TextIOWrapper(
+        io.BufferedWriter(_Log(path, "w")), encoding="utf-8", line_buffering=True
+    ) as log:
+        with contextlib.suppress(OSError):
+            running.write_text(path.name)
         moved = [
             (handler, handler.setStream(log))
             for logger in loggers
@@ -40,6 +57,8 @@ def redirect_output(path: Path):
                 os.close(descriptor)
             for handler, stream in moved:
                 handler.setStream(stream)
+            with contextlib.suppress(OSError):
+                running.unlink(missing_ok=True)
 
 
 def last_lines(path: Path, count: int = 12) -> str:

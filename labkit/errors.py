@@ -2,8 +2,27 @@
 network are told from others.
 """
 
-import errno
 import re
+import shutil
+from pathlib import Path
+
+DISK = (
+    # what the system and the libraries say -> what it means and what mends it
+    (
+        r"No space left on device|Errno 28\b|os error 28\b|Not enough disk space",
+        "is full. Free some space ('./lab reset' deletes all outputs of this folder), or set "
+        "LAB_RUNS to a folder on a larger disk",
+    ),
+    (
+        r"Disk quota exceeded|Errno 122\b|os error 122\b",
+        "takes no more of your files: your quota is used up. Delete some ('./lab reset' deletes "
+        "all outputs of this folder), or set LAB_RUNS to a folder on another disk",
+    ),
+    (
+        r"Read-only file system|Errno 30\b|os error 30\b",
+        "is read-only. Mount it for writing, or set LAB_RUNS to a folder that you may write to",
+    ),
+)
 
 NETWORK = (
     # what the libraries say, the first that fits -> what it means and what mends it
@@ -53,28 +72,57 @@ class LabError(RuntimeError):
         return [f"LabError: {self}"]
 
 
-def disk_is_full(error: Exception) -> bool:
-    """Whether *error* says that no space is left; shutil.copytree hides that in the text of an
-    error without a number.
+def disk_reason(error: BaseException, *, log: str = "", folder: Path | None = None) -> str:
+    """What keeps the disk from taking a file, and what mends that; "" where it was no disk.
+
+    It continues "the disk that holds ..." and comes without the last full stop. Looked for in
+    *error* and its causes, and in the text of a *log*: libraries wrap such errors, and Olive only
+    logs them. Some (torch.save) say nothing of the disk: then it counts whether the disk of
+    *folder* has room for one more MB.
     """
-    return isinstance(error, OSError) and (
-        error.errno in (errno.ENOSPC, errno.EDQUOT) or f"[Errno {errno.ENOSPC}]" in str(error)
-    )
+    said = f"{_chain(error)}\n{log}"
+    found = next((meaning for pattern, meaning in DISK if re.search(pattern, said)), "")
+    if not found and folder and folder.exists() and shutil.disk_usage(folder).free < 10**6:
+        found = DISK[0][1]
+    return found
+
+
+def file_problem(error: BaseException) -> str:
+    """One paragraph on what a disk or a folder has refused to the program; "" for other errors."""
+    where = getattr(error, "filename", None) or "this file"
+    if reason := disk_reason(error):
+        return f"the disk that holds {where} {reason}. Then run it again."
+    if isinstance(error, PermissionError) and error.filename:
+        return (
+            f"{where} may not be read or written by you ({error.strerror}). Set LAB_RUNS to a "
+            "folder that you may write to, or ask its owner."
+        )
+    return ""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether *error*, or what caused it, says that no space is left on the disk."""
+    return disk_reason(error) in (DISK[0][1], DISK[1][1])
 
 
 def network_reason(error: BaseException) -> str:
     """What kept *error* from its server, and what mends that; "" where it was no network.
 
-    It comes without the last full stop.     Libraries wrap such errors two or three times, and
-    their names do not tell a proxy from a certificate.
+    It comes without the last full stop. Libraries wrap such errors two or three times, and their
+    names do not tell a proxy from a certificate.
     """
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    said = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
+    said = _chain(error)
     for pattern, meaning in NETWORK:
         if re.search(pattern, said):
             detail = re.search(r"certificate verify failed: ([^(\n]+)", said)
             return meaning.format(f" ({detail[1].strip()})" if detail else "")
     return ""
+
+
+def _chain(error: BaseException | None) -> str:
+    """*error* and what it was raised from or while handling, a line each."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return "\n".join(f"{type(one).__name__}: {one}" for one in chain)

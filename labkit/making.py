@@ -1,5 +1,6 @@
 """How a slow build is run: its output in a log, its progress on one line, its errors explained."""
 
+import contextlib
 import copy
 import time
 import traceback
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from labkit.capture import PeakMemory, last_lines, redirect_output
-from labkit.errors import LabError, disk_is_full
+from labkit.errors import LabError, disk_reason
 from labkit.files import OLIVE_NOTES, read_json
 from labkit.folders import remove
 from labkit.profiles import ROOT, SEED, Profile
@@ -25,8 +26,7 @@ def make(
 ) -> tuple[Path, dict[str, float]]:
     """Runs *build*(copy of *recipe*, *partial*); (what to keep of it, its cost).
 
-    The cost is seconds, and memory in MB. Raises LabError, with the end of the *log*, for whatever
-    goes wrong.
+    The cost is seconds, and memory in MB. Whatever goes wrong is raised: see :class:`Explained`.
     """
     remove(partial, inside=partial.parent)
     set_seed()  # whatever the cells before have drawn
@@ -34,7 +34,7 @@ def make(
     started = time.perf_counter()
     with Progress() as progress, PeakMemory(gpu=profile.device == "cuda") as peak:
         progress.show(product, expected=expected, detail=lambda: last_lines(log, 1)[:60])
-        with _Explained(product, log), redirect_output(log):
+        with redirect_output(log):
             result = build(copy.deepcopy(recipe), partial)
             written = _checked(product, partial, result, entry)
     cost = {
@@ -78,11 +78,15 @@ def _checked(product: str, partial: Path, result: object, entry: str | tuple[str
     return written
 
 
-class _Explained:
-    """Turns whatever goes wrong within the block into one paragraph that ends with the log."""
+class Explained:
+    """Turns whatever goes wrong within the block into one paragraph that ends with the *log*, and
+    deletes what is half done.
 
-    def __init__(self, product: str, log: Path):
-        self.product, self.log, self.folder = product, log, log.parent.parent
+    *partial* is what the block writes *product* to. Raises LabError.
+    """
+
+    def __init__(self, product: str, partial: Path, log: Path):
+        self.product, self.partial, self.log, self.folder = product, partial, log, partial.parent
 
     def __enter__(self):
         return self
@@ -90,21 +94,27 @@ class _Explained:
     def __exit__(self, kind, error, trace):
         if error is None or isinstance(error, SystemExit | GeneratorExit):
             return
+        end = last_lines(self.log)
+        # with no error of a disk in its log, it may be the log that has found no room
+        reason = disk_reason(error, log=last_lines(self.log, 1000), folder=self.folder)
+        half_done = [self.partial] + [self.folder / ".olive-cache"] * bool(reason)
+        for path in half_done:  # else they keep the disk full
+            with contextlib.suppress(OSError):
+                remove(path, inside=self.folder)
         if isinstance(error, KeyboardInterrupt):
             raise LabError(
                 f"{self.product}: interrupted. Nothing half done is kept, and what was finished "
                 "before stays. Run the cell again to make it."
             ) from None
         what = f"{self.product} failed with {type(error).__name__}: {error}."
-        if isinstance(error, LabError):
-            what = str(error)
-        elif disk_is_full(error):
+        if reason:
             what = (
-                f"{self.product}: the disk that holds {self.folder} is full. Free some space "
-                "('./lab reset' deletes all outputs of this folder), or set LAB_RUNS to a "
-                "folder on a larger disk, and run the cell again."
+                f"{self.product}: the disk that holds {self.folder} {reason}, and run the cell "
+                "again."
             )
+        elif isinstance(error, LabError):
+            what = str(error)
         else:
-            with open(self.log, "a") as log:
+            with contextlib.suppress(OSError), open(self.log, "a") as log:
                 traceback.print_exception(error, file=log)
-        raise LabError(f"{what} The end of {self.log}:\n{last_lines(self.log)}") from error
+        raise LabError(what + f" The end of {self.log}:\n{end}" * bool(end)) from error

@@ -10,7 +10,7 @@ from labkit.figures import Estimate
 from labkit.files import sha256, write_json
 from labkit.folders import own, remove
 from labkit.machine import machine_name
-from labkit.making import make
+from labkit.making import Explained, make
 from labkit.products import Products, folder_lock
 from labkit.profiles import Profile, runs_folder
 from labkit.summary import Records, write_summary
@@ -77,7 +77,11 @@ class Lab:
         """
         partial = self._partial(product)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        try:
+            partial.write_text(text, encoding="utf-8")
+        except OSError:  # half of it would keep the disk full
+            remove(partial, inside=self.folder)
+            raise
         decision = self.products.decision({"written in": self.number})
         stamp = self.products.put(
             product, partial, decision, identity=sha256(partial), **self._facts(seconds=0.0)
@@ -130,15 +134,16 @@ class Lab:
                 print(f"{product}: made anew, because {change}")
             # from here on the old product is that of other inputs: a kernel that dies must not
             # leave it finished
+            partial = self._partial(product)
+            log = self.logs / f"{self.number}-{product}.log"
             with folder_lock(self.folder):
                 for need in needs:
                     self.path(need)
-                self.products.forget(product)
-                partial = self._partial(product)
-                log = self.logs / f"{self.number}-{product}.log"
-                written, cost = make(product, build, recipe, entry, partial, log, self.profile)
-                stamp = self.products.put(product, written, decision, **self._facts(**cost))
-                remove(partial, inside=self.folder)
+                with Explained(product, partial, log):
+                    self.products.forget(product)
+                    written, cost = make(product, build, recipe, entry, partial, log, self.profile)
+                    stamp = self.products.put(product, written, decision, **self._facts(**cost))
+                    remove(partial, inside=self.folder)
             print(
                 f"{product}: {stamp.seconds:.1f} s, peak memory {stamp.peak_rss_mb:,.0f} MB, "
                 f"{stamp.mb:,.1f} MB written"

@@ -1,13 +1,16 @@
 """The first cell of a lab: settings, environment, seeds, and what must be there before it runs."""
 
+import asyncio
 import os
+import signal
+import sys
 import warnings
 from pathlib import Path
 
 from labkit import machine
 from labkit.charts import show_with_alternative_text
 from labkit.course import LABS
-from labkit.errors import LabError
+from labkit.errors import LabError, file_problem
 from labkit.files import write_json
 from labkit.making import set_seed
 from labkit.profiles import ROOT, resolve_profile, runs_folder, saved_choice
@@ -31,6 +34,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     choice = saved_choice()
     if number == "01":  # its own constants replace the saved ones; only the profile stays
         choice = {key: value for key, value in choice.items() if key == "profile"}
+    _show_known_errors_in_short()
     _require_own_clone()
     lab = Lab(number, resolve_profile(saved=choice, **explicit))
     _set_environment(lab)
@@ -59,6 +63,49 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     )
     print(", ".join(f"{package} {found}" for package, found in machine.versions().items()))
     return lab
+
+
+def _show_known_errors_in_short() -> None:
+    """In a notebook: one paragraph for what is known, in the place of pages of traceback; and
+    SIGTERM interrupts a cell as SIGINT does, so that what is half done is put in order.
+
+    IPython's set_custom_exc would not be asked by %run, and not by what shows an output.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or "showtraceback" in vars(shell):
+        return
+    whole = shell.showtraceback
+
+    def showtraceback(exc_tuple=None, *args, **options):
+        kind, error, _ = exc_tuple or sys.exc_info()
+        if said := _in_short(error):
+            shell._showtraceback(kind, error, [f"{kind.__name__}: {said}"])
+        else:
+            whole(exc_tuple, *args, **options)
+
+    def interrupt(number, frame):
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler):  # only while a cell runs
+            handler(number, frame)
+        else:
+            raise SystemExit(128 + number)
+
+    shell.showtraceback = showtraceback
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _in_short(error: BaseException | None) -> str:
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return (
+            "the cell was interrupted. What was finished before stays; run the cell again, and "
+            "those below it."
+        )
+    if isinstance(error, BaseExceptionGroup):  # of tasks that ran beside one another
+        said = [_in_short(one) for one in error.exceptions]
+        return "\n".join(said) if all(said) else ""
+    if isinstance(error, LabError):
+        return str(error)
+    return file_problem(error) if isinstance(error, Exception) else ""
 
 
 def _set_environment(lab: Lab) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.errors import LabError, file_problem
 
 COMMANDS = {
     "setup": ("install everything into .venv: [--gpu] [--download DIR] [--wheels DIR]", "no"),
@@ -54,6 +54,11 @@ def main(argv: list[str]) -> int:
         return importlib.import_module(f"labkit.commands.{name}").main(arguments)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not (problem := file_problem(error)):
+            raise
+        print(f"error: {problem}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if COMMANDS[name][1] != "where set up":

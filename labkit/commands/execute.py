@@ -7,8 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-from labkit.capture import last_lines
+from labkit.capture import RUNNING, last_lines
 from labkit.course import LABS, notebook_path
+from labkit.errors import file_problem
 from labkit.files import write_text
 from labkit.progress import Progress, clock
 
@@ -53,17 +54,20 @@ def execute(
         "LAB_LOCK_HELD": str(folder),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
-    problem = ""
+    problem, started = "", time.time()
     try:
         client.execute(env=env)
         sections.leave()
     except CellExecutionError as error:
-        problem = error.evalue if error.ename == "LabError" else f"{error.ename}: {error.evalue}"
+        problem = _paragraph(notebook, error.ename) or f"{error.ename}: {error.evalue}"
     except (DeadKernelError, asyncio.CancelledError):
         if sections.interrupted:
             raise KeyboardInterrupt from None
-        problem = _why_dead(folder / "logs", number)
-    write_text(out, nbformat.writes(notebook))
+        problem = _why_dead(folder / "logs", started)
+    try:
+        write_text(out, nbformat.writes(notebook))
+    except OSError as error:
+        problem = problem or file_problem(error) or f"{out} cannot be written: {error}"
     return f"{lab}: FAILED in '{sections.now}'\nerror: {problem}" if problem else ""
 
 
@@ -107,10 +111,30 @@ def _said(notebook) -> float | None:
     return float(said[1]) * (60 if said[2] == "min" else 1) if said else None
 
 
-def _why_dead(logs: Path, number: str) -> str:
+def _paragraph(notebook, kind: str) -> str:
+    """What the failed cell of *notebook* shows where labkit knows the error; "" for a traceback."""
+    shown = [
+        "\n".join(output.traceback)
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "error"
+    ][-1:]
+    return shown[0].removeprefix(f"{kind}: ") if shown and shown[0].startswith(f"{kind}: ") else ""
+
+
+def _why_dead(logs: Path, started: float) -> str:
+    """What is said of a kernel that died; with the log of the step that ran in it, if one did.
+
+    *started* is when the kernel was started, in seconds since 1970: an older mark is that of
+    another kernel.
+    """
     problem = (
         "the kernel died, most often because memory ran out. Close other programs, or see what "
-        f"'./lab doctor' says of this machine. Logs are in {logs}."
+        "'./lab doctor' says of this machine."
     )
-    found = sorted(logs.glob(f"{number}-*.log"), key=lambda path: path.stat().st_mtime)
-    return problem + (f" The end of {found[-1]}:\n{last_lines(found[-1])}" if found else "")
+    running = logs / RUNNING
+    if not running.exists() or running.stat().st_mtime < started:
+        return problem
+    log = logs / running.read_text()
+    end = f" The end of {log}:\n{last_lines(log)}" if last_lines(log) else ""
+    return f"{problem} It was at work on what {log} is of.{end}"

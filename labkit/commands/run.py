@@ -47,10 +47,18 @@ def main(arguments: list[str]) -> int:
             if stamp.lab >= first:
                 products.forget(stamp.name)
         rows = _run_labs(products, profile)
+        _print_table(rows)  # before files are written, for which the disk may have no room
         failed = [number for number, (state, _) in rows.items() if state in ("FAILED", "not run")]
         write_summary(products, profile, failed=failed)
         report = write_report(products)
-    return _close(products, rows, report)
+    for what, path in {
+        "report": report,
+        "figures": products.folder / "summary.json",
+        "model": products.folder / "onnx",
+    }.items():
+        if path and path.exists():
+            print(f"{what:8}{path}")
+    return int(bool(failed))
 
 
 def executed(number: str) -> str:
@@ -138,8 +146,11 @@ def _run_lab(
     target = products.folder / executed(number)
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     if problem:
-        partial.replace(failed)
-        progress.line(f"{problem}\nThe notebook as far as it ran: {failed}")
+        progress.line(problem)  # first: the disk may have no room for anything else
+        remove(failed, inside=products.folder)
+        if partial.exists():
+            partial.replace(failed)
+            progress.line(f"The notebook as far as it ran: {failed}")
         return "FAILED", seconds
     remove(failed, inside=products.folder)
     # after the lab, because it has made the products that the next decision is compared with
@@ -150,20 +161,9 @@ def _run_lab(
     return "complete", seconds
 
 
-def _close(
-    products: Products, rows: dict[str, tuple[str, float | None]], report: Path | None
-) -> int:
+def _print_table(rows: dict[str, tuple[str, float | None]]) -> None:
     print(f"\n{'lab':14}{'state':12}{'seconds':>8}")
     for number, (state, seconds) in rows.items():
         lab = f"{number} {course.LABS[number].name}"
         print(f"{lab:14}{state:12}{'' if seconds is None else f'{seconds:.1f}':>8}")
-    print()
-    folder = products.folder
-    for what, path in {
-        "report": report,
-        "figures": folder / "summary.json",
-        "model": folder / "onnx",
-    }.items():
-        if path and path.exists():
-            print(f"{what:8}{path}")
-    return int(any(state in ("FAILED", "not run") for state, _ in rows.values()))
+    print(flush=True)

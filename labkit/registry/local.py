@@ -1,5 +1,6 @@
 """A registry in a folder, to rehearse in: what lab 06 does in a workspace, without one."""
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,17 @@ from labkit.registry.base import Registry, number, taken
 from labkit.registry.manifest import check_names, files_to_send
 
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
+
+
+@contextlib.contextmanager
+def _half_done_is_deleted(path: Path, *, inside: Path):
+    """On an error within the block, *path* goes: it would keep a full disk full."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(path, inside=inside)
+        raise
 
 
 @dataclass
@@ -42,12 +54,13 @@ class LocalRegistry(Registry):
         remove(
             home, inside=self.folder
         )  # an interrupted removal left it: a version has a model.yml
-        shutil.copytree(asset.path, partial / "model")
-        keys = ("name", "version", "type", "description", "tags", "properties")
-        fields = {key: getattr(asset, key) for key in keys if getattr(asset, key) is not None}
-        fields |= {"$schema": SCHEMA, "path": "model"}
-        text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-        (partial / "model.yml").write_text(text)
+        with _half_done_is_deleted(partial, inside=self.folder):
+            shutil.copytree(asset.path, partial / "model")
+            keys = ("name", "version", "type", "description", "tags", "properties")
+            fields = {key: getattr(asset, key) for key in keys if getattr(asset, key) is not None}
+            fields |= {"$schema": SCHEMA, "path": "model"}
+            text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+            (partial / "model.yml").write_text(text)
         partial.rename(home)
 
     def contents(self, name: str) -> dict[str, str | None]:
@@ -77,8 +90,9 @@ class LocalRegistry(Registry):
 
     def fetch(self, name: str, version: str, out: Path) -> None:
         remove(out, inside=out.parent)
-        # a link stays one, and is refused afterwards
-        shutil.copytree(self._home(name, version) / "model", out, symlinks=True)
+        with _half_done_is_deleted(out, inside=out.parent):
+            # a link stays one, and is refused afterwards
+            shutil.copytree(self._home(name, version) / "model", out, symlinks=True)
 
     def _home(self, name: str, *version: str) -> Path:
         """Where the versions of *name* are, or one of them; LabError for what leads elsewhere."""

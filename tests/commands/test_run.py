@@ -149,13 +149,6 @@ def one_lab(course, write, monkeypatch):
     return only
 
 
-def test_a_dead_kernel_is_named(course, one_lab, capsys):
-    one_lab("import os\nos._exit(1)")
-    assert main(["run"]) == 1
-    out = capsys.readouterr().out
-    assert "the kernel died" in out and str(course / "logs") in out
-
-
 def test_an_interrupt_ends_the_run_and_its_kernel(course, one_lab, capsys):
     one_lab("import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)")
     assert main(["run"]) == 130
