@@ -91,6 +91,8 @@ def _show_known_errors_in_short() -> None:
             raise SystemExit(128 + number)
 
     shell.showtraceback = showtraceback
+    # a loop that waits in an async cell is woken by a signal only if it handles one itself
+    asyncio.get_event_loop().add_signal_handler(signal.SIGUSR2, lambda: None)
     signal.signal(signal.SIGTERM, interrupt)
 
 

@@ -112,7 +112,9 @@ def _said(notebook) -> float | None:
 
 
 def _paragraph(notebook, kind: str) -> str:
-    """What the failed cell of *notebook* shows where labkit knows the error; "" for a traceback."""
+    """What the failed cell of *notebook* shows, without the *kind* of the error; "" for a
+    traceback.
+    """
     shown = [
         "\n".join(output.traceback)
         for cell in notebook.cells
