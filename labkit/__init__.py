@@ -37,6 +37,7 @@ _HOME = {
     "table": "charts",
     "chat_box": "chat",
     "whole_sentences": "answers",
+    "room_for_answer": "answers",
     "write_manifest": "registry",
     "open_registry": "registry",
 }

@@ -9,8 +9,9 @@ import ipywidgets as widgets
 
 from labkit.answers import whole_sentences
 from labkit.charts import VERBATIM
+from labkit.errors import LabError
+from labkit.prompts import whole_characters
 
-LEAST = 16  # tokens; with less room an answer stops in its first sentence
 BOX = f'<pre style="{VERBATIM}; font-size: {{}}px; line-height: 1.6">'
 TURN = BOX.format(15) + "<b>Question</b> (adapter: {})<br>{}<br><br><b>Answer</b><br>{}</pre>"
 STATUS = BOX.format(13) + "{}</pre>"
@@ -27,8 +28,8 @@ def chat_box(
 
     *adapters* maps labels to names (None: no adapter). The *example*, a record of the data, is
     asked at once; questions that are typed get its system turns. An answer ends by itself, or
-    after as many tokens as *room* says of its question: then it is shown up to its last whole
-    sentence. Nothing is raised: the box says what went wrong.
+    after as many tokens as *room* says of its question, or raises LabError: then it is shown up to
+    its last whole sentence. Nothing is raised: the box says what went wrong.
     """
     return _ChatBox(stream, adapters, example, room)
 
@@ -71,7 +72,9 @@ class _ChatBox(widgets.VBox):
         for control in controls:
             control.disabled = True
         try:
-            self._answer(self.question.value.strip(), self.adapter.value)
+            self._answer(whole_characters(self.question.value).strip(), self.adapter.value)
+        except LabError as error:
+            self._say(str(error))
         except Exception as error:  # whatever the reader's own generator raises
             self._say(f"{type(error).__name__}: {error}")
         finally:
@@ -82,10 +85,7 @@ class _ChatBox(widgets.VBox):
         if not text:
             return self._say("Type a question first.")
         record = {"prompt": text, "history": self._history}
-        if (left := self._room(record)) < LEAST:
-            return self._say(
-                f"The question is {LEAST - left} tokens too long. Shorten it and ask again."
-            )
+        left = self._room(record)
         answer, times = "", []
         self._show(adapter, text, answer, times)
         for piece in islice(self._stream(record, self._adapters[adapter]), left):

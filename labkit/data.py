@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
+from labkit.answers import LEAST
 from labkit.errors import LabError
 from labkit.profiles import Profile
 from labkit.prompts import chat_ids
 from labkit.rows import RowError, rows
 from labkit.shapes import ADDED, FIELD_NAMES, check_letters, listed, shape_of, to_record
-
-LEAST_ROOM = 16  # tokens of an answer, as in the chat cell of lab 05
 
 
 def load_records(
@@ -63,7 +62,7 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     too_long = f"left out, longer than {longest} tokens (max_length)"
     no_room = (
         "left out, the question leaves no room for an answer: "
-        f"{LEAST_ROOM} of {longest} tokens (max_length) and 1 of {seen} (sequence_length)"
+        f"{LEAST} of {longest} tokens (max_length) and 1 of {seen} (sequence_length)"
     )
     cut = f"cut in training after {seen} tokens (sequence_length)"
     kept, named = [], {too_long: [], no_room: [], cut: []}
@@ -73,7 +72,7 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
         name = f'record {number} ({len(ids):,} tokens, "{begin}...")'
         if len(ids) > longest:
             named[too_long].append(name)
-        elif start > longest - LEAST_ROOM or start >= seen:
+        elif start > longest - LEAST or start >= seen:
             named[no_room].append(name)
         else:
             kept.append(record)

@@ -28,8 +28,9 @@ class OnnxLogits:
     """Token ids -> logits [tokens, vocabulary], of the ONNX model in *folder*.
 
     With an *adapter* file or without. It is run in ONNX Runtime itself, because GenAI returns the
-    logits of the last position only. Raises LabError where ONNX Runtime falls back to another
-    *provider*, of which it makes no more than a log line.
+    logits of the last position only. Raises LabError where a file is missing or damaged, where
+    ONNX Runtime falls back to another *provider*, of which it makes no more than a log line, and
+    for ids that are no tokens, for which it reads memory beside the embedding.
     """
 
     def __init__(
@@ -41,21 +42,32 @@ class OnnxLogits:
         options, self.options = ort.SessionOptions(), ort.RunOptions()
         options.intra_op_num_threads = threads()
         options.log_severity_level = self.options.log_severity_level = 3
-        self.session = ort.InferenceSession(
-            str(folder / "model.onnx"), options, providers=[provider]
-        )
+        self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
+        try:
+            self.session = ort.InferenceSession(
+                str(folder / "model.onnx"), options, providers=[provider]
+            )
+            if adapter:
+                self.adapter.Load(str(adapter))
+        except Exception as error:  # ONNX Runtime's own are of no common kind
+            why = " ".join(str(error).split())[-200:]
+            raise LabError(
+                f"ONNX Runtime cannot load the model in {folder}, or its adapter: a file is "
+                f"missing or damaged (...{why}). Make it again: run lab 04."
+            ) from error
         if (used := self.session.get_providers()[0]) != provider:
             raise LabError(
                 f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or "
                 "use the cpu profile."
             )
-        self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
         if adapter:
-            self.adapter.Load(str(adapter))
             self.options.add_active_adapter(self.adapter)
         inputs = {one.name: one for one in self.session.get_inputs()}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.names = inputs.keys()
+        self.rows = next(one for one in self.session.get_outputs() if one.name == "logits").shape[
+            -1
+        ]
         self.cache = {
             name: np.zeros((1, one.shape[1], 0, one.shape[3]), types[one.type])
             for name, one in inputs.items()
@@ -66,6 +78,11 @@ class OnnxLogits:
         import numpy as np
         import torch
 
+        if not len(ids) or min(ids) < 0 or max(ids) >= self.rows:
+            raise LabError(
+                f"the model reads at least one token, by its id from 0 to {self.rows - 1:,}; "
+                f"these are {str(list(ids[:8]))[1:-1] or 'none'}. Correct the cell that makes them."
+            )
         feed = {
             "input_ids": np.array([ids]),
             "attention_mask": np.ones((1, len(ids)), np.int64),

@@ -34,7 +34,7 @@ def harmless(tokenizer, text: str) -> str:
     NFC), which some tokenizers do, and GenAI does not. Raises LabError where the tokenizer still
     reads a control token.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", whole_characters(text))
     marks, pattern = _control_tokens(tokenizer)
     broken = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
     if left := set(marks.values()).intersection(
@@ -46,6 +46,13 @@ def harmless(tokenizer, text: str) -> str:
             "leave the record out."
         )
     return broken
+
+
+def whole_characters(text: str) -> str:
+    """*text* with a mark in the place of what is no character: U+FFFD for half of one (which a
+    pasted text may hold, and no tokenizer takes), a space for NUL, at which GenAI stops reading.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", " ")
 
 
 def control_tokens(tokenizer) -> dict[str, int]:

@@ -72,7 +72,7 @@ def _show_known_errors_in_short() -> None:
     IPython's set_custom_exc would not be asked by %run, and not by what shows an output.
     """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None or "showtraceback" in vars(shell):
+    if not hasattr(shell, "kernel") or "showtraceback" in vars(shell):
         return
     whole = shell.showtraceback
 

@@ -32,7 +32,7 @@ def box(asked):
     """A box whose answers repeat the question, a word a token; 30 are left, less one a letter."""
 
     def room(record):
-        return 30 - len(record["prompt"])
+        return labkit.room_for_answer(record["prompt"], 30)
 
     def stream(record, adapter):
         asked.append((record["prompt"], adapter))
@@ -103,10 +103,27 @@ def test_an_empty_question_is_told(box, asked, question):
 
 def test_a_question_that_leaves_no_room_is_told(box, asked):
     ask(box, "x" * 34)
-    assert "20 tokens too long. Shorten it" in box.status.value
+    assert "20 tokens too long: it takes 34 of the 30" in box.status.value
+    assert not box.status.value.startswith("LabError")
     assert len(asked) == 1 and not box.button.disabled
     ask(box, "x" * 14)
     assert len(asked) == 2
+
+
+def test_an_answer_may_be_shorter_than_the_least_room():
+    """Where all answers of the data are short, so is the limit."""
+    box = labkit.chat_box(
+        lambda *_: iter(["Home."]),
+        adapters=ADAPTERS,
+        example=EXAMPLE,
+        room=lambda record: labkit.room_for_answer(record["prompt"], 512, 3),
+    )
+    assert plain(box.turn.value).endswith("Answer Home.")
+
+
+def test_half_of_a_character_is_shown_as_a_mark(box, asked):
+    ask(box, "To \ud83d or \0?")
+    assert asked[1][0] == "To \ufffd or  ?" and "\ufffd" in box.turn.value
 
 
 def test_a_failing_stream_is_told_and_can_be_asked_again():
