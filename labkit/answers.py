@@ -29,8 +29,8 @@ def room_for_answer(prompt: Sized, max_length: int, limit: int | None = None) ->
     left = max_length - len(prompt)
     if left < LEAST:
         raise LabError(
-            f"the question is {LEAST - left} token{'s' * (left != LEAST - 1)} too long: it takes {len(prompt)} of the "
-            f"{max_length} (max_length) that it shares with its answer, and {LEAST} must be left. "
-            "Shorten it and ask again."
+            f"the question takes {len(prompt)} of the {max_length} tokens (max_length) that it "
+            f"shares with its answer, and {LEAST} must be left for that. Shorten it by "
+            f"{LEAST - left} and ask again."
         )
     return left if limit is None else min(limit, left)

@@ -79,9 +79,10 @@ class OnnxLogits:
         import torch
 
         if not len(ids) or min(ids) < 0 or max(ids) >= self.rows:
+            given = ", ".join(map(str, ids[:8])) or "none"
             raise LabError(
                 f"the model reads at least one token, by its id from 0 to {self.rows - 1:,}; "
-                f"these are {str(list(ids[:8]))[1:-1] or 'none'}. Correct the cell that makes them."
+                f"these are {given}. Correct the cell that makes them."
             )
         feed = {
             "input_ids": np.array([ids]),

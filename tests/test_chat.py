@@ -103,8 +103,8 @@ def test_an_empty_question_is_told(box, asked, question):
 
 def test_a_question_that_leaves_no_room_is_told(box, asked):
     ask(box, "x" * 34)
-    assert "20 tokens too long: it takes 34 of the 30" in box.status.value
-    assert not box.status.value.startswith("LabError")
+    assert "takes 34 of the 30 tokens" in box.status.value
+    assert "Shorten it by 20" in box.status.value and "LabError" not in box.status.value
     assert len(asked) == 1 and not box.button.disabled
     ask(box, "x" * 14)
     assert len(asked) == 2

@@ -399,7 +399,7 @@ CELLS = {
         LAB_05,
         "example = {'prompt': question}\n"
         "box = labkit.chat_box(stream, adapters={'none': None}, example=example, room=room)\n"
-        "if 'too long' in box.status.value: raise labkit.chat.LabError(box.status.value)",
+        "if 'max_length' in box.status.value: raise labkit.chat.LabError(box.status.value)",
     ),
     "lab 06, the answer": (
         LAB_06,
@@ -428,7 +428,7 @@ for tokens in (496, 506, 512, 700):
     said = "ValueError the question leaves no room for an answer"
     for line, tokens in zip(others, (506, 512, 700), strict=True):
         if where != "lab 06, the answer":
-            said = f"tokens too long: it takes {tokens} of the 512 (max_length)"
+            said = f"the question takes {tokens} of the 512 tokens (max_length)"
         assert line.startswith(str(tokens)) and said in line
 
 
@@ -457,5 +457,5 @@ def test_room_for_an_answer():
     assert labkit.room_for_answer(range(10), 512) == 502
     assert labkit.room_for_answer(range(10), 512, 3) == 3
     assert labkit.room_for_answer(range(496), 512, 60) == 16
-    with pytest.raises(LabError, match="the question is 1 token too long: it takes 497 of the"):
+    with pytest.raises(LabError, match="takes 497 of the 512 .* Shorten it by 1 and"):
         labkit.room_for_answer(range(497), 512, 3)
