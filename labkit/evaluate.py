@@ -65,9 +65,8 @@ class OnnxLogits:
         inputs = {one.name: one for one in self.session.get_inputs()}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.names = inputs.keys()
-        self.rows = next(one for one in self.session.get_outputs() if one.name == "logits").shape[
-            -1
-        ]
+        shapes = {one.name: one.shape for one in self.session.get_outputs()}
+        self.rows = shapes["logits"][-1]
         self.cache = {
             name: np.zeros((1, one.shape[1], 0, one.shape[3]), types[one.type])
             for name, one in inputs.items()

@@ -31,6 +31,13 @@ _show_known_errors_in_short()
 _show_known_errors_in_short()  # the first cell may be run again
 lab = Lab("01", resolve_profile())
 """
+# loaded before: an interrupt in the midst of torch's import leaves it half loaded
+MODEL = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=300, num_hidden_layers=4, **sizes))
+"""
 INTERRUPTED = "the cell was interrupted. What was finished before stays"
 
 
@@ -71,6 +78,7 @@ class Kernel:
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
     kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    kernel.run(MODEL)
     yield kernel
     kernel.manager.shutdown_kernel(now=True)
 
@@ -155,12 +163,8 @@ def test_another_error_keeps_its_traceback(kernel, code):
 AT_WORK = {
     "in a plain cell": "time.sleep(60)",
     "deep in a library": (
-        "import torch, transformers\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        "model = LlamaForCausalLM(LlamaConfig(vocab_size=300, hidden_size=64, "
-        "intermediate_size=64, num_hidden_layers=4, num_attention_heads=4))\n"
-        "while True: model.generate(torch.ones(1, 4, dtype=int), min_new_tokens=900, "
-        "max_new_tokens=1000)"
+        "while True:\n"
+        "    model.generate(torch.ones(1, 4, dtype=int), min_new_tokens=900, max_new_tokens=1000)"
     ),
     "in an async cell": "await asyncio.sleep(60)",
     "in %%time": "%%time\ntime.sleep(60)",
