@@ -48,6 +48,16 @@ def harmless(tokenizer, text: str) -> str:
     return broken
 
 
+def harmless_record(tokenizer, record: dict) -> dict:
+    """*record* with each text as :func:`harmless` has it, for readers that have no such guard."""
+    texts = {key: harmless(tokenizer, record[key]) for key in ("prompt", "response")}
+    if "history" in record:
+        texts["history"] = [
+            turn | {"content": harmless(tokenizer, turn["content"])} for turn in record["history"]
+        ]
+    return record | texts
+
+
 def control_tokens(tokenizer) -> dict[str, int]:
     """Text -> id of the tokens that can mean something to a chat format.
 
