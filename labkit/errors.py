@@ -50,7 +50,7 @@ NETWORK = (
 class LabError(RuntimeError):
     """Says in one paragraph what happened and what to do next.
 
-    Control characters, which a name, a record or a log may hold, are written as :func:`plain` does.
+    Control characters of a name, a record or a log are written as :func:`plain` does.
     """
 
     def __init__(self, text: str):

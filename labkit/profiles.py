@@ -256,8 +256,8 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
         return profile
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", str(steps)):
         raise LabError(
-            f"LAB_STEPS is '{str(steps)[:40]}', not a positive whole number of six digits at most. "
-            "Set it to the training steps you want, for example 80."
+            f"LAB_STEPS is '{str(steps)[:40]}', not a positive whole number of six digits at "
+            "most. Set it to the training steps you want, for example 80."
         )
     return replace(profile, steps=int(steps), tone_steps=min(profile.tone_steps, int(steps)))
 

@@ -3,8 +3,8 @@
 import os
 import re
 import time
-from html import escape
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,7 +22,8 @@ PLAIN_PAGE = (
     "{% extends 'lab/index.html.j2' %}{% block html_head_js %}"
     # whatever an output holds, no script runs, and nothing is loaded from elsewhere
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-    "font-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">{% endblock %}"
+    "font-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">"
+    "{% endblock %}"
     "{% block jupyter_widgets %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}"
     "{% block html_head_js_mermaidjs %}{% endblock %}"
     "{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}"

@@ -126,7 +126,7 @@ class LocalRegistry(Registry):
 
 
 class _NoAliases(yaml.SafeLoader):
-    """YAML as it is dumped here: a text of a few lines can stand for more than any memory holds."""
+    """YAML as it is dumped here: a few lines with aliases can fill any memory."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -135,7 +135,7 @@ class _NoAliases(yaml.SafeLoader):
 
 
 def _registered(path: Path) -> str | None:
-    """The content_sha256 that a model.yml has among the properties; LabError where it is damaged."""
+    """The content_sha256 of a model.yml's properties; LabError where it is damaged."""
     try:
         if not path.is_file() or path.is_symlink():
             raise ValueError("no file")

@@ -1,4 +1,4 @@
-"""Texts from outside that would be more than texts: control tokens, HTML, a terminal's commands."""
+"""Texts from outside that would be more: control tokens, HTML, commands for a terminal."""
 
 import contextlib
 import json
