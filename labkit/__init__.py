@@ -31,6 +31,7 @@ _HOME = {
     "dir_mb": "files",
     "olive_passes": "passes",
     "unpack_awq": "passes.awq",
+    "load_adapter": "weights",
     "compare_weights": "grid",
     "bars": "charts",
     "lines": "charts",

@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+from labkit.errors import plain
+
 RUNNING = ".running"  # in the folder of a log: the name of the log that is written just now
 
 
@@ -62,9 +64,12 @@ def redirect_output(path: Path):
 
 
 def last_lines(path: Path, count: int = 12) -> str:
-    """The last *count* lines of a log, without empty ones at its end; "" where there is no log."""
+    """The last *count* lines of a log, without empty ones at its end; "" where there is no log.
+
+    What a terminal would obey in them is written out.
+    """
     text = path.read_text(errors="replace") if path.exists() else ""
-    return "\n".join(text.strip().splitlines()[-count:])
+    return plain("\n".join(text.strip().splitlines()[-count:]))
 
 
 class PeakMemory:

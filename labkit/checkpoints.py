@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from labkit.errors import LabError
-from labkit.tokenizer import load_tokenizer
+from labkit.tokenizer import load_tokenizer, require_modest
 from labkit.weights import few, one_line, quantized, read_object, refuse_other_weights
 
 SIZES = (
@@ -138,6 +138,7 @@ def read_tokenizer(folder: Path, *, rows: int):
             f"the tokenizer in {folder} has no chat template. Set LAB_MODEL to an instruct "
             "(chat) model."
         )
+    require_modest(template, tokenizer.special_tokens_map)
     tokenizer.chat_template = template
     tokenizer.init_kwargs.pop("auto_map", None)  # names Python code, which does not come along
     # a special token that the template does not write never occurs: Gemma 3 has one for images

@@ -1,11 +1,12 @@
 """Records of {"prompt", "response"}: read from a file, and left out where they are too long."""
 
+import unicodedata
 from pathlib import Path
 
 from labkit.answers import LEAST
 from labkit.errors import LabError
 from labkit.profiles import Profile
-from labkit.prompts import chat_ids
+from labkit.prompts import chat_ids, harmless_record
 from labkit.rows import RowError, rows
 from labkit.shapes import ADDED, FIELD_NAMES, check_letters, listed, shape_of, to_record
 
@@ -55,7 +56,9 @@ def load_records(
 def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
     """Those *records* that training, losses and answers have room for, by the tokens of chat_ids.
 
-    Prints which are left out, which are cut in training, and why. Raises LabError where fewer than
+    Control tokens in their texts are broken by a space: whatever reads them later, they are no
+    more than characters. Prints which records that are, which are left out, which are cut in
+    training, and why. Raises LabError where fewer than
     two batches are left.
     """
     longest, seen = profile.max_length, profile.sequence_length
@@ -65,7 +68,8 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
         f"{LEAST} of {longest} tokens (max_length) and 1 of {seen} (sequence_length)"
     )
     cut = f"cut in training after {seen} tokens (sequence_length)"
-    kept, named = [], {too_long: [], no_room: [], cut: []}
+    broken = "with control tokens of the model in their texts, broken by a space"
+    kept, named = [], {too_long: [], no_room: [], cut: [], broken: []}
     for number, record in enumerate(records, 1):
         ids, start = chat_ids(tokenizer, record)
         begin = " ".join(record["prompt"][:200].split())[:40]
@@ -75,7 +79,9 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
         elif start > longest - LEAST or start >= seen:
             named[no_room].append(name)
         else:
-            kept.append(record)
+            kept.append(clean := harmless_record(tokenizer, record))
+            if _letters(clean) != _letters(record):
+                named[broken].append(name)
             if len(ids) > seen:
                 named[cut].append(name)
     print(f"{len(kept):,} of {len(records):,} records have room.")
@@ -96,6 +102,12 @@ def fitting(tokenizer, records: list[dict], profile: Profile) -> list[dict]:
             "records, or raise max_length and sequence_length in labkit/profiles.py."
         )
     return kept
+
+
+def _letters(record: dict) -> int:
+    texts = [record["prompt"], record["response"]]
+    texts += [turn["content"] for turn in record.get("history", ())]
+    return sum(len(unicodedata.normalize("NFC", text)) for text in texts)
 
 
 def _read(

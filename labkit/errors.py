@@ -4,6 +4,7 @@ network are told from others.
 
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 DISK = (
@@ -24,6 +25,7 @@ DISK = (
     ),
 )
 
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # Unicode's bidi classes
 NETWORK = (
     # what the libraries say, the first that fits -> what it means and what mends it
     (
@@ -65,11 +67,33 @@ NETWORK = (
 
 
 class LabError(RuntimeError):
-    """Says in one paragraph what happened and what to do next."""
+    """Says in one paragraph what happened and what to do next.
+
+    Control characters of a name, a record or a log are written as :func:`plain` does.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(plain(text))
 
     def _render_traceback_(self) -> list[str]:
         # IPython's hook: an attendee needs the paragraph, not forty frames of ours.
         return [f"LabError: {self}"]
+
+
+def plain(text: str) -> str:
+    """*text* with what a terminal would obey, and what no encoding can write, as Python writes it.
+
+    These are control characters but for line breaks and tabs, marks that turn the direction of
+    writing, and halves of characters.
+    """
+    return "".join(
+        letter
+        if letter in "\n\t"
+        or unicodedata.category(letter) not in ("Cc", "Cs")
+        and unicodedata.bidirectional(letter) not in TURNS
+        else ascii(letter)[1:-1]
+        for letter in text
+    )
 
 
 def disk_reason(error: BaseException, *, log: str = "", folder: Path | None = None) -> str:

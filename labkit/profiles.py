@@ -1,10 +1,11 @@
 """What differs between a laptop and a GPU: one small table, and what a user may set."""
 
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.errors import LabError, plain
 from labkit.state import STRICT, read_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,8 +156,46 @@ PROFILES = {
 
 
 def runs_folder() -> Path:
-    """Folder of all outputs: LAB_RUNS, else runs/ beside the notebooks."""
-    return Path(os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().resolve()
+    """Folder of all outputs: LAB_RUNS, else runs/ beside the notebooks; made or not.
+
+    Raises LabError where it can be no folder.
+    """
+    folder = path_of("LAB_RUNS", os.environ.get("LAB_RUNS") or str(ROOT / "runs"))
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise LabError(
+            f"LAB_RUNS is {folder}, and {there} is no folder. Set LAB_RUNS to a folder that you "
+            "may write to, or unset it to use runs/ in the clone."
+        )
+    return folder
+
+
+def path_of(setting: str, text: str) -> Path:
+    """The absolute path that *text* names, the value of *setting*; there or not.
+
+    Raises LabError for a home that is not known, and a text that no file system takes.
+    """
+    text = _written("a path", setting, text)
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: a home that is not known, or links in a circle
+        why = getattr(error, "strerror", None) or str(error)
+        raise LabError(
+            f"{setting} is '{text[:80]}', which names no path here ({why}). Set it to another "
+            "path, without ~, or unset it."
+        ) from None
+    return path
+
+
+def _written(what: str, setting: str, text: object) -> str:
+    if plain(text := str(text)) != text or set("\n\t") & set(text):
+        raise LabError(
+            f"{setting} is {ascii(text)[:80]}: {what} with control characters, or in another "
+            "encoding than UTF-8, cannot be shown. Rename it, or unset it."
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -193,7 +232,7 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
 
     Each setting (profile, model, data, steps) is the *explicit* one, else that of LAB_*, else the
     *saved* choice. Raises LabError for an unknown profile, steps that are not a positive number,
-    or a data file that is missing.
+    a data file that is missing, or a name or path that no file system takes.
     """
     saved = saved_choice() if saved is None else saved
     model, data, steps = (
@@ -201,22 +240,24 @@ def resolve_profile(*, saved: dict | None = None, **explicit: str | int | None) 
     )
     profile = PROFILES[profile_name(saved=saved, profile=explicit.get("profile"))]
     if model:
-        profile = replace(profile, model=str(model))
+        model = _written("a model's name", "LAB_MODEL", model)
+        path = path_of("LAB_MODEL", model)
+        profile = replace(profile, model=str(path) if model.startswith("~") else model)
     if data:
-        profile = replace(profile, data=str(Path(str(data)).expanduser().resolve()))
-    if not Path(profile.data).is_file():
+        profile = replace(profile, data=str(path_of("LAB_DATA", str(data))))
+    if not (Path(profile.data).is_file() and os.access(profile.data, os.R_OK)):
         raise LabError(
-            f"the data file {profile.data} is missing, or is no file. Set LAB_DATA, or DATA in "
-            "lab 01, to a file "
+            f"the data file {profile.data} is missing, or is no file that you may read. Set "
+            "LAB_DATA, or DATA in lab 01, to a file "
             'of questions and answers (data/README.md, "Your own data"), or unset it to use '
             "data/travel.jsonl."
         )
     if steps is None:
         return profile
-    if not str(steps).isdigit() or int(steps) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", str(steps)):
         raise LabError(
-            f"LAB_STEPS is '{steps}', not a positive whole number. Set it to the training steps "
-            "you want, for example 80."
+            f"LAB_STEPS is '{str(steps)[:40]}', not a positive whole number of six digits at "
+            "most. Set it to the training steps you want, for example 80."
         )
     return replace(profile, steps=int(steps), tone_steps=min(profile.tone_steps, int(steps)))
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from labkit.errors import plain
+
 
 class Progress:
     """Within the block, shows what goes on and for how long, until the next :meth:`show`.
@@ -57,7 +59,7 @@ class Progress:
         """Prints *text* as a line that stays; nothing goes on until the next show."""
         with self.lock:
             self.text = ""
-            print(self._over(text), end="\n" if text else "", flush=True, file=self.out)
+            print(self._over(plain(text)), end="\n" if text else "", flush=True, file=self.out)
 
     def elapsed(self) -> float:
         """Seconds since the clock was started."""
@@ -75,9 +77,8 @@ class Progress:
                 if not self.text:
                     continue
                 about = f" of about {clock(self.expected)}" if self.expected else ""
-                now = "  ".join(
-                    filter(None, [f"{self.text}  {clock(self.elapsed())}{about}", self.detail()])
-                )
+                parts = [f"{self.text}  {clock(self.elapsed())}{about}", self.detail()]
+                now = plain("  ".join(filter(None, parts)))
                 due = time.monotonic() - self.told >= self.every
                 if self.live and (due or not self.in_notebook):
                     width = 99 if self.in_notebook else shutil.get_terminal_size().columns - 1

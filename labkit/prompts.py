@@ -55,6 +55,16 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", " ")
 
 
+def harmless_record(tokenizer, record: dict) -> dict:
+    """*record* with each text as :func:`harmless` has it, for readers that have no such guard."""
+    texts = {key: harmless(tokenizer, record[key]) for key in ("prompt", "response")}
+    if "history" in record:
+        texts["history"] = [
+            turn | {"content": harmless(tokenizer, turn["content"])} for turn in record["history"]
+        ]
+    return record | texts
+
+
 def control_tokens(tokenizer) -> dict[str, int]:
     """Text -> id of the tokens that can mean something to a chat format.
 

@@ -5,6 +5,8 @@ same.
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,7 +36,8 @@ def load_tokenizer(folder: Path):
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise LabError(
             f"the tokenizer in {folder} is missing or cannot be read ({why}). Fetch the model "
-            "again; a tokenizer that needs Python code of its own is not run here."
+            "again; a tokenizer that needs Python code of its own is not run here "
+            "(docs/SECURITY.md has the way around)."
         ) from error
 
 
@@ -45,6 +48,44 @@ def save_tokenizer(tokenizer, out: Path) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(out)
+
+
+TRIAL = """
+import json, resource, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+given = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"], given["seconds"]))
+resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
+turns = [{"role": "user", "content": "Hi"}]
+for opened in True, False:
+    try:
+        options = {"add_generation_prompt": opened, **given["tokens"]}
+        shown = render_jinja_template([turns], chat_template=given["template"], **options)[0][0]
+    except MemoryError:
+        sys.exit("memory")
+    except Exception:
+        continue  # said where the template is used
+    if len(shown) > given["letters"]:
+        sys.exit("letters")
+"""
+
+
+def require_modest(template: str, tokens: dict[str, str]) -> None:
+    """Raises LabError for a chat *template* that takes too long, or too much, to write "Hi".
+
+    A template is a program: its sandbox keeps it from files and from Python, not from a loop
+    without an end. It is tried in a process of its own; *tokens* are the tokenizer's special ones.
+    """
+    limits = {"seconds": 5, "bytes": 2**33, "letters": 10**5}
+    trial = json.dumps({"template": template, "tokens": tokens} | limits)
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL], input=trial, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise LabError(
+            "the chat template takes more than 5 seconds, 8 GB or 100,000 letters to write a "
+            "question of two letters. Choose another model."
+        )
 
 
 def freeze_template(template: str) -> str:

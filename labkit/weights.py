@@ -107,6 +107,35 @@ def read_model(folder: Path):
     return model
 
 
+def load_adapter(model, folder: Path, name: str = "default"):
+    """*model* with the LoRA adapter in *folder*, by the *name* it gets; PEFT's own class.
+
+    Raises LabError where a tensor of the adapter is missing, surplus or of another shape: PEFT
+    would go on with one that changes nothing.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            names = set(file.keys())
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), name)
+        else:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LabError(
+            f"the adapter in {folder} is damaged or of another model ({one_line(error)}). Run lab "
+            "03 again."
+        ) from error
+    if wrong := names ^ set(get_peft_model_state_dict(model, adapter_name=name)):
+        raise LabError(
+            f"the adapter in {folder} is not whole: missing or unknown is {few(wrong)}. Run lab "
+            "03 again."
+        )
+    return model
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]

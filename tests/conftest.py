@@ -12,7 +12,7 @@ from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.registry import VARIABLES
 
-pytest_plugins = ["azure_rig.fixtures", "tiny_course"]
+pytest_plugins = ["azure_rig.fixtures", "registry_fixtures", "tiny_course"]
 
 # Each of these takes the products of the notebooks of this test run, or runs labs of its own.
 LAST = (

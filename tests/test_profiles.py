@@ -37,25 +37,11 @@ def test_steps_shorten_both_adapters(runs, monkeypatch, steps, both):
     assert (profile.steps, profile.tone_steps) == both
 
 
-@pytest.mark.parametrize("steps", ["0", "-3", "many", "2.5", 0, -1])
-def test_steps_must_be_a_positive_number(runs, monkeypatch, steps):
-    monkeypatch.delenv("LAB_STEPS")
-    with pytest.raises(LabError, match="not a positive whole number"):
-        resolve_profile(steps=steps)
-
-
 def test_an_unknown_profile_names_the_known(runs, monkeypatch):
     monkeypatch.setenv("LAB_PROFILE", "tpu")
     for ask in (resolve_profile, profile_name):
         with pytest.raises(LabError, match="unknown profile 'tpu'.*cpu, gpu"):
             ask()
-
-
-@pytest.mark.parametrize("data", ["/nowhere/d.jsonl", "/"])
-def test_a_data_file_that_is_none(runs, monkeypatch, data):
-    monkeypatch.setenv("LAB_DATA", data)
-    with pytest.raises(LabError, match=f"the data file {data} is missing, or is no file"):
-        resolve_profile()
 
 
 @pytest.mark.parametrize(

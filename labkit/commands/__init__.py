@@ -8,9 +8,9 @@ import importlib
 import os
 import signal
 import sys
-from pathlib import Path
 
-from labkit.errors import LabError, file_problem
+from labkit.errors import LabError, file_problem, plain
+from labkit.profiles import path_of
 
 COMMANDS = {
     "setup": ("install everything into .venv: [--gpu] [--download DIR] [--wheels DIR]", "no"),
@@ -40,13 +40,14 @@ def main(argv: list[str]) -> int:
             f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr
         )
         return 2
-    for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
-        path = Path(os.environ.get(setting, "")).expanduser()
-        if os.environ.get(setting) and (setting != "LAB_MODEL" or path.is_dir()):
-            os.environ[setting] = str(path.resolve())  # kernels run in another folder
     # as Ctrl-C does: what is half done is put in order, and one line says why it ended
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
+            if given := os.environ.get(setting):
+                path = path_of(setting, given)
+                if setting != "LAB_MODEL" or path.is_dir():
+                    os.environ[setting] = str(path)  # kernels run in another folder
         if COMMANDS[name][1] != "no" and not {"-h", "--help"} & set(arguments):
             from labkit.commands import setup
 
@@ -55,23 +56,34 @@ def main(argv: list[str]) -> int:
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if not (problem := file_problem(error)):
-            raise
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
     except ModuleNotFoundError as error:
-        if COMMANDS[name][1] != "where set up":
-            raise
+        how = "Run './lab setup' first"
+        if python := os.environ.get("LAB_PYTHON"):
+            how = (
+                f"LAB_PYTHON names {python}, without the packages: unset it and run './lab setup'"
+            )
         print(
-            f"error: the environment is not set up yet ({error.name} is missing). Run './lab "
-            f"setup' first, then './lab {name}'.",
+            plain(
+                f"error: the environment is not set up yet ({error.name} is missing). {how}, then "
+                f"'./lab {name}'."
+            ),
             file=sys.stderr,
         )
+        return 1
+    except OSError as error:  # what nobody has foreseen has a path and a reason all the same
+        print(f"error: {plain(file_problem(error) or _unforeseen(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _unforeseen(error: OSError) -> str:
+    what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    return (
+        f"{what}. See that it is there and that you may read and write it, or set LAB_RUNS to "
+        "another folder, and run './lab' again; './lab doctor' checks this machine."
+    )
 
 
 def lab_number(text: str) -> str:

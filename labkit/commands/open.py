@@ -8,6 +8,8 @@ from pathlib import Path
 from labkit.profiles import ROOT, runs_folder
 from labkit.working_copies import WorkingCopies
 
+# JupyterLab tries up to 102 ports further on, and takes 65536 for one
+LAST_PORT = 65433
 SETTINGS = Path(__file__).parent / "jupyterlab"
 
 
@@ -23,8 +25,8 @@ def main(arguments: list[str]) -> int:
     for line in news(ROOT):
         print(line)
     print(
-        f"JupyterLab starts on port {port}, or on a later one if that is in use. Open the address "
-        "that it prints below. Ctrl-C ends it.",
+        f"JupyterLab starts on port {port}, or on another one near it if that is in use (if all "
+        "are: './lab open --port N'). Open the address that it prints below. Ctrl-C ends it.",
         flush=True,
     )
     os.chdir(ROOT)
@@ -33,8 +35,10 @@ def main(arguments: list[str]) -> int:
 
 def port_number(text: str) -> int:
     """argparse type: "8888" -> 8888."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a port, a number from 1 to 65535")
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= LAST_PORT):
+        raise argparse.ArgumentTypeError(
+            f"'{text[:20]}' is not a port, a number from 1 to {LAST_PORT}"
+        )
     return int(text)
 
 
@@ -57,7 +61,7 @@ def news(root: Path) -> list[str]:
 
 
 def command(root: Path, port: int) -> list[str]:
-    """The command that serves the folder *root* on *port*, or on a later one if that is in use."""
+    """The command that serves the folder *root* on *port*, or on another if that is in use."""
     arguments = [
         "--no-browser",
         "--log-level=WARN",

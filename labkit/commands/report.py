@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +19,11 @@ from labkit.state import read_state
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLAIN_PAGE = (
     # without the scripts that the page would load from elsewhere
-    "{% extends 'lab/index.html.j2' %}{% block html_head_js %}{% endblock %}"
+    "{% extends 'lab/index.html.j2' %}{% block html_head_js %}"
+    # whatever an output holds, no script runs, and nothing is loaded from elsewhere
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "font-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">"
+    "{% endblock %}"
     "{% block jupyter_widgets %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}"
     "{% block html_head_js_mermaidjs %}{% endblock %}"
     "{% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}"
@@ -88,13 +93,14 @@ def _first_page(title: str, folder: Path, labs: dict[str, list]) -> str:
             before, after = (Estimate(**summary[section][name]) for section, name in ends)
         except KeyError:  # that lab has not run
             continue
-        rows.append(f"| {what} | {before} | {after} |")
+        rows.append(f"| {what} | {escape(str(before))} | {escape(str(after))} |")
     header = "| | 16 bits, as it came | 4 bits, with its adapter |\n|---|---|---|"
     table = "\n".join([header, *rows]) if rows else ""
     seconds = summary.get("seconds", {}).get("labs", {})
     contents = [line for lab in labs for line in _contents(lab, labs[lab], seconds.get(lab, 0))]
     machine = summary.get("machine", {})
-    where = f"{machine.get('processor', '')}, {machine.get('threads', '')} threads"
+    processor = escape(str(machine.get("processor", "")))
+    where = f"{processor}, {machine.get('threads', '')} threads"
     took = f"{time.strftime('%Y-%m-%d %H:%M')}, {where}, {clock(sum(seconds.values()))} in all"
     return "\n\n".join(
         [

@@ -86,23 +86,31 @@ def enter(argv: list[str], *, install_first: bool) -> None:
     environment.yml, that one is.
     """
     python = os.environ.get("LAB_PYTHON") or str(VENV / "bin" / "python")
-    if os.environ.get("CONDA_DEFAULT_ENV") == CONDA or os.path.abspath(
-        sys.executable
-    ) == os.path.abspath(python):
+    entered = os.environ.pop("LAB_ENTERED", None)  # a program that starts a python of another name
+    if (
+        os.environ.get("CONDA_DEFAULT_ENV") == CONDA
+        or os.path.abspath(sys.executable) == os.path.abspath(python)
+        or entered == python
+    ):
         os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
         return
     if not os.environ.get("LAB_PYTHON") and not ready():
         if not install_first:
             return
         install(gpu=_marker().get("lock") == "gpu.txt")
-    if not os.access(python, os.X_OK):
-        raise LabError(
-            f"LAB_PYTHON names {python}, which is no program. Unset it to use {VENV}, or name "
-            "the python of an environment."
-        )
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     sys.stdout.flush()
-    os.execve(python, [python, "-m", "labkit", *argv], os.environ | {"PATH": path})
+    try:
+        os.execve(
+            python,
+            [python, "-m", "labkit", *argv],
+            os.environ | {"PATH": path, "LAB_ENTERED": python},
+        )
+    except OSError as error:
+        raise LabError(
+            f"LAB_PYTHON names {python}, which is no program ({error.strerror}). Unset it to use "
+            f"{VENV}, or name the python of an environment."
+        ) from None
 
 
 def ready(*, gpu: bool | None = None) -> bool:

@@ -19,9 +19,14 @@ HOME = {
 def olive_passes() -> dict[str, Any]:
     """Olive's package configuration and the passes of these labs, for olive.run's package_config.
 
-    Makes the data components of labkit/passes/chat_data.py known to Olive, too.
+    Makes the data components of labkit/passes/chat_data.py known to Olive, too, and takes the
+    question from transformers whether code that comes with a model shall run: Olive passes no
+    trust_remote_code=False on, and a "y" on the standard input would answer it.
     """
     from olive.package_config import OlivePackageConfig
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer; 0 is no
 
     import_module("labkit.passes.chat_data")  # Olive knows its components from their import on
     package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())

@@ -98,7 +98,10 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     layers = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     dense = {}
     for layer in layers:
-        parts = [tensors.pop(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales")]
+        names = [f"{layer}.{part}" for part in ("qweight", "qzeros", "scales")]
+        if lost := [name for name in names if name not in tensors]:
+            raise _not_whole(awq_dir, lost, [])
+        parts = [tensors.pop(name) for name in names]
         weight = dequantize_gemm(*(part.to(device) for part in parts), BITS, group_size)
         dense[f"{layer}.weight"] = weight.t().contiguous().cpu()
     dense |= {name: tensor.half() for name, tensor in tensors.items()}
@@ -107,15 +110,20 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
             config, dtype=torch.float16, trust_remote_code=False
         )
     missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise LabError(
-            f"{awq_dir} does not hold the whole model (missing {missing[:3]}, "
-            f"unknown {unexpected[:3]}): run lab 02 again."
-        )
+    # a head that is the embedding is stored once
+    if unexpected or set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
+        raise _not_whole(awq_dir, missing, unexpected)
     model.tie_weights()
     model.save_pretrained(out)
     carry_settings(awq_dir, out, quantization_config=None)
     load_tokenizer(awq_dir).save_pretrained(out)
+
+
+def _not_whole(folder: Path, missing: list[str], unexpected: list[str]) -> LabError:
+    return LabError(
+        f"{folder} does not hold the whole model (missing {missing[:3]}, "
+        f"unknown {unexpected[:3]}): run lab 02 again."
+    )
 
 
 class AwqQuantizer(Pass):

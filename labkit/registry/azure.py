@@ -1,7 +1,6 @@
 """The models of an Azure ML workspace as a registry."""
 
 import contextlib
-import json
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ from labkit.registry import sdk
 from labkit.registry.azure_errors import cut_off
 from labkit.registry.base import Registry, number
 from labkit.registry.blobs import blobs, download
-from labkit.registry.manifest import MANIFEST, check_names
+from labkit.registry.manifest import LIMIT, MANIFEST, check_names, read_manifest
 
 
 class WorkspaceRegistry(Registry):
@@ -34,9 +33,12 @@ class WorkspaceRegistry(Registry):
         """As the base says; None also where a version is archived, which keeps its number."""
         contents = dict.fromkeys(model.version for model in self._versions(name, archived=True))
         for model in self._versions(name):
-            given = (model.properties or {}).get("content_sha256")
-            contents[model.version] = given or self._stored_content(model)
+            contents[model.version] = _registered(model) or self._stored_content(model)
         return contents
+
+    def vouched(self, name: str, version: str) -> str | None:
+        check_names(name, version)
+        return _registered(self.client.models.get(name, version))
 
     def files(self, name: str, version: str) -> dict[str, int]:
         check_names(name, version)
@@ -134,9 +136,13 @@ class WorkspaceRegistry(Registry):
         """What the manifest of a version that another tool made says; None without one."""
         try:
             container, prefix = sdk.stored(self.client, model.name, model.version)
-            manifest = json.loads(container.download_blob(prefix + MANIFEST).readall())
-            return manifest["content_sha256"]
-        except (AzureError, LabError, ValueError, KeyError, TypeError) as error:
+            stored = container.download_blob(prefix + MANIFEST, offset=0, length=LIMIT + 1)
+            return read_manifest(stored.readall())["content_sha256"]
+        except (AzureError, LabError, ValueError) as error:
             if cut_off(error):
                 raise
             return None
+
+
+def _registered(model) -> str | None:
+    return (model.properties or {}).get("content_sha256")

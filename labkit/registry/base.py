@@ -39,6 +39,12 @@ class Registry(abc.ABC):
         """Version -> its content_sha256, the oldest first; None where that is not known."""
 
     @abc.abstractmethod
+    def vouched(self, name: str, version: str) -> str | None:
+        """The content_sha256 among a version's properties: not in its files, and not to be changed
+        in a workspace; None where another tool made the version without one.
+        """
+
+    @abc.abstractmethod
     def files(self, name: str, version: str) -> dict[str, int]:
         """Path -> size in bytes, of a version's files."""
 
@@ -108,14 +114,16 @@ class Registry(abc.ABC):
     def download(self, name: str, version: str, out: Path) -> Path:
         """Writes a version to *out*, a new or empty folder, and returns its path.
 
-        It appears when it is whole and fits its manifest; an interrupted call goes on where it
-        was. Raises LabError where *out* is not empty, or a file differs.
+        It appears when it is whole, and its content is computed anew and is the one that was
+        registered; an interrupted call goes on where it was. Prints where nothing but the
+        version's own manifest says what was registered. Raises LabError where *out* is not empty,
+        or a file differs.
         """
         out = Path(out).resolve()  # a link is followed, and ".." gets a name
-        if out.is_file() or any(out.glob("*")):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise LabError(f"{out} is not empty. Delete it, or name a new folder.")
         with self.errors(f"downloading {name} {version}"):
-            content = self.content(name, version)
+            content, vouched = self.content(name, version), self.vouched(name, version)
             # of another registry or version nothing must be taken for a part of this one
             origin = f"{self.url(name, version)} {content}"
             key = hashlib.sha256(origin.encode()).hexdigest()[:12]
@@ -123,13 +131,15 @@ class Registry(abc.ABC):
             own(aside)
             self.fetch(name, version, aside / "model")
         try:
-            check_manifest(aside / "model", content)
+            check_manifest(aside / "model", vouched, name)
         except LabError as error:
             remove(aside, inside=aside)  # the next call shall not go on from there
-            raise LabError(
-                f"version {version} of {name} was altered in the registry ({error}). Remove that "
-                "version (lab 06, 'Clean up') and register the model again."
-            ) from error
+            raise altered(name, version, error) from error
+        if not vouched:
+            print(
+                f"version {version} of {name} has no content_sha256 among its properties (another "
+                "tool made it): only the manifest in its own files vouches for them"
+            )
         (aside / "model").rename(out)
         remove(aside, inside=aside)
         return out
@@ -175,6 +185,14 @@ def taken(name: str, version: str) -> LabError:
     return LabError(
         f"version {version} of {name} exists with other content; nothing was sent. "
         "Leave the version out, and the next free one is taken."
+    )
+
+
+def altered(name: str, version: str, error: LabError) -> LabError:
+    """The error for a version whose files are not those that were registered."""
+    return LabError(
+        f"version {version} of {name} was altered in the registry ({error}). Remove that "
+        "version (lab 06, 'Clean up') and register the model again."
     )
 
 

@@ -1,5 +1,6 @@
 """Files in blob storage: listed, and downloaded in little memory, on from where a call ended."""
 
+import os
 import re
 import shutil
 import time
@@ -28,7 +29,8 @@ def download(container, prefix: str, out: Path) -> None:
     todo = {}
     for path, blob in blobs(container, prefix).items():
         target = out / path
-        if out.resolve() not in target.resolve().parents:
+        # another spelling of a path would be written to the same file
+        if os.path.normpath(path) != path or out.resolve() not in target.resolve().parents:
             raise LabError(
                 f"the model's file {path} would lie outside {out}: it is not downloaded. "
                 "Choose another model."

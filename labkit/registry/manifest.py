@@ -3,15 +3,17 @@
 import hashlib
 import json
 import re
+import unicodedata
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.errors import LabError, plain
 from labkit.files import OLIVE_NOTES, sha256, write_json
 
 MANIFEST = "manifest.json"
 # the SDK obeys them silently, and would leave weights behind
 IGNORE_FILES = (".gitignore", ".amlignore")
 # the rule that azureml-core had for models; the SDK in use leaves it to the service
+LIMIT = 2**24  # bytes of a manifest: a hundred thousand files
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 
 
@@ -22,40 +24,59 @@ def write_manifest(folder: Path, name: str) -> dict:
     and the name. Raises LabError as :func:`check_names` and :func:`files_to_send` do.
     """
     check_names(name)
-    files = {
-        path: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for path, file in files_to_send(folder).items()
-    }
-    manifest = {"name": name, "files": files, "content_sha256": _content(name, files)}
+    manifest = _manifest(name, _listed(folder))
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def check_manifest(folder: Path, content: str | None = None) -> dict:
-    """The manifest of *folder*, which must fit every file, and *content* where that is given.
+def check_manifest(folder: Path, content: str | None = None, name: str | None = None) -> dict:
+    """The manifest of *folder*: as :func:`write_manifest` would write it anew, and nothing else.
 
-    Raises LabError that names the first file that is missing, surplus, altered or refused.
+    It must be that of *content* and of the model *name* where these are given. Raises LabError
+    that names the first file that is missing, surplus, altered or refused.
     """
-    found = {path: sha256(file) for path, file in files_to_send(folder).items()}
+    found = _listed(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        listed = {path: str(file["sha256"]) for path, file in manifest["files"].items()}
-        own = _content(manifest["name"], manifest["files"])
-        contents = {own, manifest["content_sha256"], content or own}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        with open(folder / MANIFEST, "rb") as file:
+            manifest = read_manifest(file.read(LIMIT + 1))
+    except (OSError, ValueError) as error:
         raise LabError(
             f"{folder} has no readable {MANIFEST} ({type(error).__name__}). "
             "Package the model again."
         ) from error
-    wrong = sorted({path for path, _ in listed.items() ^ found.items()})
-    if len(contents) > 1:
-        wrong.append(MANIFEST)
-    if wrong:
-        raise LabError(
-            f"{folder}: {wrong[0]} is missing, surplus or altered. "
-            "Delete the folder and make it again."
-        )
+    whole, listed = _manifest(name or manifest["name"], found), manifest["files"]
+    if manifest == whole and content in (None, whole["content_sha256"]):
+        return manifest
+    wrong = sorted(path for path in listed | found if listed.get(path) != found.get(path))
+    raise LabError(
+        f"{folder}: {(wrong or [MANIFEST])[0]} is missing, surplus or altered. "
+        "Delete the folder and make it again."
+    )
+
+
+def read_manifest(data: bytes) -> dict:
+    """What a manifest of these bytes says: a name, files and a content_sha256.
+
+    Raises ValueError for anything else, such as a key that is there twice.
+    """
+    if len(data) > LIMIT:
+        raise ValueError(f"more than {LIMIT} bytes")
+    try:
+        manifest = json.loads(data, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets") from error
+    kinds = {"name": str, "files": dict, "content_sha256": str}
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise ValueError("no manifest")
     return manifest
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")  # of which readers take the one or the other
+    return found
 
 
 def check_names(name: str, *versions: str) -> None:
@@ -70,7 +91,7 @@ def check_names(name: str, *versions: str) -> None:
 
 def files_to_send(folder: Path) -> dict[str, Path]:
     """Relative path -> path of all files but the manifest; LabError where one must not be sent."""
-    files = {}
+    files, elsewhere = {}, {}
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder).as_posix()
         # what a link leads to may lie outside, and may change after its SHA-256 was taken
@@ -89,6 +110,17 @@ def files_to_send(folder: Path) -> dict[str, Path]:
             raise LabError(
                 f"{folder} holds {path}: Olive's notes, with paths of this machine. Delete them."
             )
+        if plain(path) != path or set("\\\n\t") & set(path):
+            raise LabError(
+                f"{folder} holds {path!r}, whose name other systems read as another one. Rename "
+                "it: no backslash, and nothing that cannot be printed."
+            )
+        same = elsewhere.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if same != path:
+            raise LabError(
+                f"{folder} holds {path} and {same}, which are one file where capitals or the "
+                "spelling of accents do not count. Rename one of them."
+            )
         if file.is_file() and path != MANIFEST:
             files[path] = file
     if not files:
@@ -96,6 +128,14 @@ def files_to_send(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _content(name: str, files: dict) -> str:
-    told = json.dumps({"name": name, "files": files}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+def _listed(folder: Path) -> dict[str, dict]:
+    return {
+        path: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for path, file in files_to_send(folder).items()
+    }
+
+
+def _manifest(name: str, files: dict) -> dict:
+    told = {"name": name, "files": files}
+    content = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return told | {"content_sha256": content}

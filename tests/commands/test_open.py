@@ -141,15 +141,6 @@ def test_reset_deletes_the_copies_and_nothing_else(contents, clone, monkeypatch,
     assert read(contents) == "as it came" and (clone / "runs" / "cpu").exists()
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "many", "²"])
-def test_what_is_no_port_is_refused(port, monkeypatch, capsys):
-    monkeypatch.setattr("labkit.commands.setup.enter", lambda *_, **__: None)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started"))
-    with pytest.raises(SystemExit):
-        main(["open", f"--port={port}"])
-    assert f"'{port}' is not a port, a number from 1 to 65535" in capsys.readouterr().err
-
-
 def test_it_takes_the_next_free_port_and_ends_at_one_interrupt(clone, tmp_path):
     env = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     for name in [name for name in env if name.startswith(("JUPYTER", "XDG_"))]:
