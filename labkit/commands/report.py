@@ -1,7 +1,9 @@
 """report.html: headline figures and all executed notebooks, on one page that needs no network."""
 
+import base64
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable
 from html import escape
@@ -9,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from labkit import course
+from labkit.errors import plain
 from labkit.figures import Estimate
 from labkit.files import write_text
 from labkit.products import Products
@@ -48,11 +51,11 @@ def write_report(products: Products) -> Path | None:
 
     folder = products.folder
     paths = {n: folder / "notebooks" / course.notebook_path(n).name for n in course.LABS}
-    paths = {n: path for n, path in paths.items() if path.exists()}
-    if not paths:
+    read = {n: _cells(path) for n, path in paths.items() if path.exists()}
+    labs = {n: cells for n, cells in read.items() if cells is not None}
+    if not labs:
         return None
     title = f"On-device lab, profile {folder.name}"
-    labs = {n: nbformat.read(path, as_version=4).cells for n, path in paths.items()}
     cells = [nbformat.v4.new_markdown_cell(_first_page(title, folder, labs))]
     for lab, its_cells in labs.items():
         cells += [nbformat.v4.new_markdown_cell(f'<a id="lab-{lab}"></a>\n\n---'), *its_cells]
@@ -62,7 +65,7 @@ def write_report(products: Products) -> Path | None:
         cell.id = f"cell-{index}"  # two notebooks may share an id
         if cell.cell_type == "markdown":
             cell.source = _with_links(cell.source, folder, labs)
-        else:
+        elif cell.cell_type == "code":
             # a widget is nothing without its kernel; one with a page beside it is shown by that
             cell.outputs = [
                 output
@@ -76,13 +79,31 @@ def write_report(products: Products) -> Path | None:
     exporter = HTMLExporter(
         extra_loaders=[DictLoader({"report.html.j2": PLAIN_PAGE})], template_file="report.html.j2"
     )
-    exporter.embed_images = True
     style = "\n".join(path.read_text(encoding="utf-8") for path in STYLE)
     html, _ = exporter.from_notebook_node(
         joined, {"metadata": {"path": str(ROOT / "notebooks")}, "style": style}
     )
-    write_text(folder / "report.html", html)
+    # the policy leaves to these two, wherever they stand: another page in the place of this one,
+    # and connections that are opened ahead
+    head, body = html.split("<body", 1)
+    body = re.sub(r"<(?=(?:meta|link)[\s/>])", "&lt;", body, flags=re.IGNORECASE)
+    page = f"{head}<body{body}".encode("utf-8", "replace")  # halves of characters
+    write_text(folder / "report.html", page.decode())
     return folder / "report.html"
+
+
+def _cells(path: Path) -> list | None:
+    """The cells of the executed notebook *path*; None where it is none, which is printed."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # its libraries raise a dozen kinds
+        why = plain(str(error).strip().split("\n")[0])[:120]
+        print(f"{path} cannot be read ({why}), and is left out of the report", file=sys.stderr)
+        return None
+    return notebook.cells
 
 
 def _first_page(title: str, folder: Path, labs: dict[str, list]) -> str:
@@ -141,9 +162,13 @@ def _with_links(text: str, folder: Path, labs: Iterable[str]) -> str:
         if lab and lab[1] in labs:
             return f"{start}#lab-{lab[1]}{end}"
         file, _, fragment = target.partition("#")
+        # os.path: a picture's data may stand in the place of a name, too long for one
+        if "://" in target or not file or not os.path.exists(ROOT / "notebooks" / file):
+            return link[0]
         path = (ROOT / "notebooks" / file).resolve()
-        if "://" in target or not file or not path.exists() or path.suffix == ".png":
-            return link[0]  # pictures are embedded
+        if path.suffix == ".png" and path.parent == ROOT / "docs":
+            data = base64.b64encode(path.read_bytes()).decode()
+            return f"{start}data:image/png;base64,{data}{end}"
         if path == ROOT / "docs" / "GLOSSARY.md":
             return f"{start}#glossary{end}"
         fragment = f"#{fragment}" if fragment else ""

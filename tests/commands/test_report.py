@@ -121,6 +121,16 @@ def test_nothing_is_loaded_from_elsewhere(lab):
     assert "cdnjs" not in page and "unpkg" not in page
 
 
+def test_the_pictures_of_the_labs_are_in_it(lab):
+    """nbconvert embeds none that lies above the notebooks."""
+    texts = [path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")]
+    targets = {target for text in texts for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
+    execute(lab, "02", *(markdown(f"![a picture]({target})") for target in targets))
+    found = re.findall(r'<img [^>]*src="([^"]+)"', report(lab))
+    assert len(found) == len(targets) > 0
+    assert all(source.startswith("data:image/png;base64,") for source in found)
+
+
 def test_a_widget_is_shown_by_the_page_beside_it_or_not_at_all(lab):
     box = {WIDGET: {"model_id": "box"}, "text/html": "<p>the example's answer</p>"}
     bar = {WIDGET: {"model_id": "bar"}, "text/plain": "HBox(children=a progress bar)"}

@@ -114,6 +114,16 @@ OUTPUTS = {
         f"href='{AWAY}'><script src='{AWAY}'></script><video src='{AWAY}'></video>",
     ),
     "HTML with a frame": display("text/html", f'<iframe srcdoc="<script>top.{RAN}</script>">'),
+    "HTML that leads away": display(
+        "text/html", f"<META/http-equiv='&#114;efresh' content='0; url={AWAY}'>"
+    ),
+    "Markdown that leads away": display(
+        "text/markdown", f"<meta http-equiv=refresh content='0; url={AWAY}'>"
+    ),
+    "a drawing that leads away": display(
+        "image/svg+xml", f"<svg><meta http-equiv=refresh content='0; url={AWAY}'></svg>"
+    ),
+    "a connection ahead": display("text/html", f"<link rel=preconnect href='{AWAY}'>"),
     "a drawing": display("image/svg+xml", f"<svg onload='{RAN}'><script>{RAN}</script></svg>"),
     "JavaScript": display("application/javascript", RAN),
     "Markdown": display("text/markdown", f"<img src=x onerror='{RAN}'>[a](javascript:{RAN})"),
@@ -154,6 +164,8 @@ def test_nothing_runs_in_the_report_and_nothing_is_fetched(case, page, tmp_path)
         machine = {"processor": evil, "threads": 2}
         write_json(tmp_path / "summary.json", {"sizes_mb": sizes, "machine": machine})
     report = write_report(Products(tmp_path))
+    body = report.read_text().split("<body")[1].lower()
+    assert "<meta" not in body and "<link" not in body  # which no policy stops
     asked = b""  # for a frame Chromium opens a connection before it refuses to use it
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(1)
@@ -167,6 +179,47 @@ def test_nothing_runs_in_the_report_and_nothing_is_fetched(case, page, tmp_path)
     assert not asked and page.evaluate("window.ran") is None
     if case == "the summary":
         assert page.inner_text("body").count("<img src=x") == 3  # shown as it stands
+
+
+NO_NOTEBOOKS = {
+    "cut off": b'{"cells": [',
+    "a list": b"[]",
+    "without cells": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    "of a later format": b'{"nbformat": 9, "nbformat_minor": 0, "metadata": {}, "cells": []}',
+    "a cell without text": b'{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": '
+    b'[{"cell_type": "markdown", "metadata": {}}]}',
+    "a cell of no kind": b'{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": '
+    b'[{"cell_type": "\x1b[31m", "metadata": {}, "source": ""}]}',
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("case", NO_NOTEBOOKS)
+def test_what_is_no_notebook_costs_its_part_of_the_report(case, tmp_path, capsys):
+    good, bad = (tmp_path / "notebooks" / course.notebook_path(n).name for n in ("01", "02"))
+    good.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One")]), good)
+    bad.mkdir() if NO_NOTEBOOKS[case] is None else bad.write_bytes(NO_NOTEBOOKS[case])
+    assert "One" in write_report(Products(tmp_path)).read_text()
+    said = capsys.readouterr().err
+    assert f"{bad} cannot be read" in said and "\x1b" not in said
+
+
+ODD_CELLS = {
+    "raw": nbformat.v4.new_raw_cell("<b>raw</b>"),
+    "a pasted picture": nbformat.v4.new_markdown_cell(f"![p](data:image/png;base64,{'A' * 9000})"),
+    "a NUL in a link": nbformat.v4.new_markdown_cell("[a](b\0c)"),
+    "half a character": nbformat.v4.new_markdown_cell("\ud800"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_CELLS)
+def test_a_cell_of_the_reader_s_own_stands_in_the_report(case, tmp_path):
+    path = tmp_path / "notebooks" / course.notebook_path("01").name
+    path.parent.mkdir()
+    cells = [nbformat.v4.new_markdown_cell("# One"), ODD_CELLS[case]]
+    path.write_text(json.dumps(nbformat.v4.new_notebook(cells=cells)))
+    assert "One" in write_report(Products(tmp_path)).read_text()
 
 
 # ---- terminals
