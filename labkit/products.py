@@ -20,14 +20,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
-from labkit.files import files_of, sha256, write_json
+from labkit.files import files_of, sha256
 from labkit.folders import own, remove
 from labkit.machine import machine_name, versions
 from labkit.passes import VERSION
 from labkit.profiles import ROOT
-from labkit.state import STRICT, read_state
+from labkit.state import STRICT, read_state, write_state
 
 NAME = r"\w[\w .-]*(/\w[\w .-]*)?"
+LONGEST = 200  # bytes, of the 255 that a name may have where something is put around it
 # what else a run folder holds
 RESERVED = {"logs", "records", "workflows", "registry", "downloaded", "report.html"}
 RESERVED |= {"summary.json", "notebooks", "route.png"}
@@ -171,7 +172,7 @@ class Products:
         *identity* is what products that need this one compare: a new one, if it is not given.
         Raises LabError for a name that leads out of the folder, or is that of no product.
         """
-        _check(name)
+        check_name(name)
         own(self.folder)
         target, old = self.folder / name, self.folder / f".{name.replace('/', '-')}.old"
         remove(old, inside=self.folder)
@@ -215,7 +216,7 @@ class Products:
 
         LabError where the name would lead out of the folder, or what is there cannot be deleted.
         """
-        _check(name)
+        check_name(name)
         path = self.folder / name
         there = path.exists() or path.is_symlink() or self._stamp_path(name).exists()
         self.forget(name)
@@ -226,7 +227,7 @@ class Products:
         path = self._stamp_path(stamp.name)
         if path.is_dir():
             self.forget(stamp.name)
-        write_json(path, asdict(stamp))
+        write_state(path, stamp)
         return stamp
 
     def _stamp_path(self, name: str) -> Path:
@@ -253,13 +254,15 @@ def folder_lock(folder: Path):
         ) from None
 
 
-def _check(name: str) -> None:
-    """LabError where *name* is none of a product."""
-    parts = name.split("/")
-    if not re.fullmatch(NAME, name) or name in RESERVED or (parts[0] in RESERVED - {"notebooks"}):
+def check_name(name: str) -> None:
+    """Raises LabError where *name* is none of a product."""
+    first = name.split("/")[0].casefold()  # where capitals do not count, Logs are the logs
+    taken = name.casefold() in RESERVED or first in RESERVED - {"notebooks"}
+    if not re.fullmatch(NAME, name) or taken or len(name.encode()) > LONGEST:
         raise LabError(
             f"{name!r} cannot be the name of a product: take letters, digits, dots, dashes and "
-            f"underscores, the first a letter, and none of {', '.join(sorted(RESERVED))}."
+            f"underscores, {LONGEST} at most, the first a letter, and none of "
+            f"{', '.join(sorted(RESERVED))}."
         )
 
 

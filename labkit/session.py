@@ -11,7 +11,7 @@ from labkit.files import sha256, write_json
 from labkit.folders import own, remove
 from labkit.machine import machine_name
 from labkit.making import Explained, make
-from labkit.products import Products, folder_lock
+from labkit.products import Products, check_name, folder_lock
 from labkit.profiles import Profile, runs_folder
 from labkit.summary import Records, write_summary
 from labkit.workflows import fill_workflow
@@ -75,8 +75,10 @@ class Lab:
 
         What needs it stays current while the text is the same.
         """
+        check_name(product)
         partial = self._partial(product)
         partial.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial, inside=self.folder)  # a link there would be written through
         try:
             partial.write_text(text, encoding="utf-8")
         except OSError:  # half of it would keep the disk full
@@ -109,6 +111,7 @@ class Lab:
         text, that file or folder itself. Raises LabError where an Olive run yields no model,
         nothing is written, or the disk is full.
         """
+        check_name(product)  # before the slow build
         needs = tuple(needs)
         for need in needs:
             self.require(need)

@@ -5,11 +5,14 @@ absent. That is said once, and costs the step that it told about.
 """
 
 import functools
+import json
 import stat
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from labkit.errors import LabError
+from labkit.files import write_text
 
 # for the dataclasses of such files, as __pydantic_config__
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
@@ -33,13 +36,33 @@ def read_state(path: Path, kind):
         if path not in _told:
             _told.add(path)
             # a name or a value may hold anything, a terminal's escape sequences too
-            why = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
-            why = ascii(" ".join(why.split()))[1:-1][:120]
             print(
-                f"{ascii(str(path))[1:-1]} is unreadable ({why}), and counts as absent",
+                f"{ascii(str(path))[1:-1]} is unreadable ({_why(error)}), and counts as absent",
                 file=sys.stderr,
             )
         return None
+
+
+def write_state(path: Path, value) -> None:
+    """Puts the dataclass *value* in the place of the file *path*, for :func:`read_state`.
+
+    Raises LabError, and leaves the file as it is, for a value that could not be read again.
+    """
+    try:
+        text = json.dumps(asdict(value), indent=1)
+        _adapter(type(value)).validate_json(text)
+    except (TypeError, ValueError, LabError) as error:
+        raise LabError(
+            f"{path} was not written, because it could not be read again ({_why(error)}). Record "
+            'figures as Estimates of plain numbers, Estimate(3.5, unit="ms"), and take texts for '
+            "names."
+        ) from None
+    write_text(path, text)
+
+
+def _why(error: Exception) -> str:
+    why = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
+    return ascii(" ".join(why.split()))[1:-1][:120]
 
 
 @functools.cache

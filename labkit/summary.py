@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from labkit.course import LABS, missing
+from labkit.errors import LabError
 from labkit.figures import Estimate
 from labkit.files import sha256, write_json
 from labkit.machine import git_commit, machine, machine_name, versions
 from labkit.products import Products
 from labkit.profiles import SEED, Profile
-from labkit.state import STRICT, read_state
+from labkit.state import STRICT, read_state, write_state
 
+# what summary.json holds beside the sections
+OF_A_RUN = ("unfinished", "seconds", "peak_rss_mb", "peak_rss_mb_by_lab", "peak_rss_mb_by_step")
+OF_A_RUN += ("peak_gpu_mb_by_step", "versions", "machine", "profile", "seed", "data_sha256")
+OF_A_RUN += ("git_commit", "made_on_another_machine")
 OF_A_MACHINE = ("tokens/s", "ms")  # units of figures that hold on one machine only
 
 
@@ -62,8 +67,13 @@ class Records:
         self, lab: str, of: dict[str, str], section: str, figures: dict[str, Estimate]
     ) -> None:
         """Stores the *figures* of a *section* (name -> Estimate), measured in *lab* on the
-        products *of* (name -> id).
+        products *of* (name -> id). Raises LabError for others, and a section that is taken.
         """
+        if section in OF_A_RUN:
+            raise LabError(
+                f"'{section}' cannot be the section of a figure: summary.json has something else "
+                "of that name. Take another one."
+            )
         record = self._read(lab)
         record.figures.setdefault(section, {}).update(
             {name: Measured(figure, of, machine_name()) for name, figure in figures.items()}
@@ -109,7 +119,7 @@ class Records:
         return read_state(self.folder / f"{lab}.json", Record) or Record()
 
     def _write(self, lab: str, record: Record) -> None:
-        write_json(self.folder / f"{lab}.json", asdict(record))
+        write_state(self.folder / f"{lab}.json", record)
 
 
 def write_summary(products: Products, profile: Profile, *, failed: Iterable[str] = ()) -> dict:
@@ -149,7 +159,8 @@ def write_summary(products: Products, profile: Profile, *, failed: Iterable[str]
         "git_commit": git_commit(),
     }
     for section, row in records.sections().items():
-        summary[section] = {name: figure.as_dict() for name, figure in row.items()}
+        if section not in OF_A_RUN:  # which only an edited record has
+            summary[section] = {name: figure.as_dict() for name, figure in row.items()}
     if elsewhere := sorted(stamp.name for stamp in steps if stamp.machine != machine_name()):
         summary["made_on_another_machine"] = elsewhere  # their seconds are that machine's
     write_json(products.folder / "summary.json", summary)

@@ -152,7 +152,9 @@ def test_what_an_attendee_has_made_in_a_lab_is_deleted_with_it(home):
 @pytest.mark.parametrize(
     "name",
     ["../precious", "..", ".", "", "/abs", "a/../../x", "a/b/c", "logs", ".stamps", "registry/x"]
-    + ["notebooks", "a\n", "-rf", "summary.json", "~", "a/", "a//b"],
+    + ["notebooks", "a\n", "-rf", "summary.json", "~", "a/", "a//b", "Logs", "Summary.JSON"]
+    + ["a" * 201, "ü" * 101],
+    ids=lambda name: ascii(name[:20]),
 )
 def test_no_product_can_be_named_so(home, name):
     products = Products(home)
@@ -162,10 +164,20 @@ def test_no_product_can_be_named_so(home, name):
     for action in (
         lambda: products.delete(name),
         lambda: products.put(name, written, decision, lab="01"),
+        lambda: Lab("01", CPU).keep(name, lambda *_: pytest.fail("built for nothing")),
+        lambda: Lab("01", CPU).write(name, "x"),
     ):
         with pytest.raises(LabError, match="cannot be the name of a product"):
             action()
     assert products.is_current("base")
+    assert not list(home.glob(".partial-*"))
+
+
+def test_a_name_may_be_as_long_as_it_says(home):
+    for name in ("a" * 200, "mein größtes Modell, 2. Versuch".replace(",", "")):
+        Lab("01", CPU).write(name, "x")
+        Lab("01", CPU).keep(name, writes("x"), anew=True)
+        assert Products(home).is_current(name, hashed=True)
 
 
 def inside_another(tmp_path, precious):

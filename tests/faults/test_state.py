@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from labkit.errors import LabError
 from labkit.figures import Estimate
 from labkit.profiles import resolve_profile, saved_choice
 from labkit.session import Lab
-from labkit.summary import Records
+from labkit.summary import OF_A_RUN, Records
 from labkit.working_copies import WorkingCopies
 
 DAMAGED = {
@@ -189,6 +190,42 @@ def test_products_that_are_said_to_need_each_other_are_not_current(runs):
     forged["decided_by"]["needs"] = {"other": lab.products.identity("other")}
     path.write_text(json.dumps(forged))
     assert not lab.products.is_current("base") and not lab.products.is_current("other")
+
+
+UNREADABLE = {
+    "a bare number": lambda lab: lab.record("mine", speed=3.5),
+    "nothing": lambda lab: lab.record("mine", speed=None),
+    "a number of numpy": lambda lab: lab.record("mine", speed=Estimate(numpy.float32(3.5))),
+    "a unit that is none": lambda lab: lab.record("mine", speed=Estimate(3.5, unit=None)),
+    "half a character": lambda lab: lab.record("mine", **{"\ud800": Estimate(3.5)}),
+    "a recipe with half a character": lambda lab: lab.keep("other", writes("x"), "\ud800"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_nothing_is_written_that_cannot_be_read_again(case, runs, capsys):
+    """The figures before it would be lost with it."""
+    lab = Lab("02", CPU)
+    lab.record("eval_loss", base=Estimate(3.0))
+    with pytest.raises(LabError, match=r"could not be read again.*Record figures as Estimates"):
+        UNREADABLE[case](lab)
+    assert Lab("03", CPU).figure("eval_loss", "base") == Estimate(3.0)
+    assert not lab.products.stamp("other") and "mine" not in capsys.readouterr().out
+
+
+def test_a_figure_takes_nothing_else_s_place_in_the_summary(runs, monkeypatch):
+    lab = Lab("02", CPU)
+    lab.keep("awq", writes("x"))
+    plain = lab.summary()
+    assert set(plain) <= set(OF_A_RUN)
+    for section in OF_A_RUN:
+        with pytest.raises(LabError, match="cannot be the section of a figure"):
+            lab.record(section, labs=Estimate(3.0))
+    lab.record("mine", labs=Estimate(3.0))
+    path = lab.folder / "records" / "02.json"  # as another version would have written it
+    path.write_text(path.read_text().replace('"mine"', '"seconds"'))
+    monkeypatch.setattr("labkit.summary.machine_name", lambda: "another")
+    assert set(lab.summary()) <= set(OF_A_RUN) and lab.summary()["seconds"] == plain["seconds"]
 
 
 JSON = st.recursive(
