@@ -28,12 +28,15 @@ class _Log(io.FileIO):
 def redirect_output(path: Path):
     """Sends what libraries print within the block to *path*: from Python, loggers or C."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    running = path.with_name(RUNNING)
+    path.unlink(missing_ok=True)  # a link would be written through, and a pipe waited for
+    with contextlib.suppress(OSError):
+        running.unlink(missing_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     known = logging.Logger.manager.loggerDict.values()
     loggers = [logging.getLogger(), *(one for one in known if isinstance(one, logging.Logger))]
-    running = path.with_name(RUNNING)
     with io.TextIOWrapper(
         io.BufferedWriter(_Log(path, "w")), encoding="utf-8", line_buffering=True
     ) as log:

@@ -1,9 +1,12 @@
 """Files: one way each to write, read, hash and weigh them; folders.py deletes them."""
 
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
+
+from labkit.errors import LabError
 
 # what Olive writes beside a model: it holds paths of this machine
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
@@ -13,17 +16,24 @@ def write_text(path: Path, text: str) -> None:
     """Puts *text* in the place of the file *path*, whole or not at all; makes its folder.
 
     It is on the disk when this returns: after a power cut there is the old text or the new one.
+    Raises LabError where a folder stands in its place, or a file in that of its folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise LabError(
+            f"{path} cannot be written: there is a folder of that name, or a file where its "
+            "folder should be. Delete that, and run this again."
+        ) from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

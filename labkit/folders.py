@@ -1,5 +1,6 @@
 """Folders that labkit makes: each bears a mark, and only in these anything is deleted."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def remove(path: Path, *, inside: Path) -> None:
     """Deletes *path*: a file, a folder with all in it, or a link, but not what it leads to.
 
     It lies in the folder *inside*, which labkit has made, or is that folder. Raises LabError,
-    before anything is deleted, where it lies elsewhere, or behind a link.
+    before anything is deleted, where it lies elsewhere or behind a link, and where something is
+    mounted in it.
     """
     if not path.is_relative_to(inside) or ".." in path.relative_to(inside).parts:
         raise LabError(f"{path} does not lie in {inside}, and is not deleted.")
@@ -60,6 +62,22 @@ def remove(path: Path, *, inside: Path) -> None:
         if parent != inside.parent and parent.is_symlink():
             raise LabError(f"{path} lies behind the link {parent}, and is not deleted.")
     if path.is_dir() and not path.is_symlink():
+        if mounted := _mounted_in(path.resolve()):
+            raise LabError(
+                f"{path} is not deleted, because {mounted} is another folder or disk that is "
+                "mounted there. Unmount it, and run this again."
+            )
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _mounted_in(folder: Path) -> str:
+    """Where in *folder* something else is mounted; "" where nothing is, or nobody can say."""
+    table = Path("/proc/self/mountinfo")  # os.path.ismount does not know a bind mount
+    lines = table.read_text(errors="surrogateescape").splitlines() if table.exists() else ()
+    for line in lines:
+        place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4])
+        if Path(place).is_relative_to(folder):
+            return place
+    return ""

@@ -1,6 +1,7 @@
 """The first cell of a lab: settings, environment, seeds, and what must be there before it runs."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -78,7 +79,11 @@ def _show_known_errors_in_short() -> None:
 
     def showtraceback(exc_tuple=None, *args, **options):
         kind, error, _ = exc_tuple or sys.exc_info()
-        if said := _in_short(error):
+        said = ""
+        with contextlib.suppress(Exception):  # an error of the reader's own may have no text
+            said = _in_short(error)
+        if said:
+            shell._get_exc_info(exc_tuple)  # for %tb and %debug
             shell._showtraceback(kind, error, [f"{kind.__name__}: {said}"])
         else:
             whole(exc_tuple, *args, **options)

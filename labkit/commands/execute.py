@@ -137,6 +137,9 @@ def _why_dead(logs: Path, started: float) -> str:
     running = logs / RUNNING
     if not running.exists() or running.stat().st_mtime < started:
         return problem
-    log = logs / running.read_text()
+    name = running.read_text(errors="replace") if running.is_file() else ""
+    if not name or name != Path(name).name or not (logs / name).is_file():  # a full disk kept none
+        return problem
+    log = logs / name
     end = f" The end of {log}:\n{last_lines(log)}" if last_lines(log) else ""
     return f"{problem} It was at work on what {log} is of.{end}"

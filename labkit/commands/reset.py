@@ -111,6 +111,7 @@ def _delete(products: Products, first: str | None) -> None:
         found += folder.glob(pattern)
     for path in found:
         remove(path, inside=folder)
-    for path in folder.iterdir():
-        if path.name in ("notebooks", "logs", "records", "workflows") and not any(path.iterdir()):
+    for name in ("notebooks", "logs", "records", "workflows"):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()

@@ -1,6 +1,8 @@
 """Whatever a name or a link says: nothing is deleted but what the labs have made."""
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,45 @@ def test_a_link_is_deleted_and_not_what_it_leads_to(tmp_path, precious):
     remove(tmp_path / "own" / "never there", inside=tmp_path / "own")
     remove(tmp_path / "own", inside=tmp_path / "own")
     assert not (tmp_path / "own").exists()
+
+
+def test_nothing_is_deleted_through_a_mount(home, precious, capsys):
+    place = home / "awq" / "a place"
+    place.mkdir(parents=True)
+    if subprocess.run(["mount", "--bind", precious.parent, place], capture_output=True).returncode:
+        pytest.skip("mounting needs the rights of root")
+    try:
+        assert main(["reset", "--yes"]) == 1
+        assert f"{place} is another folder or disk that is mounted" in capsys.readouterr().err
+        assert precious.read_text() == "years of work"
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert main(["reset", "--yes"]) == 0 and not (home / "awq").exists()
+
+
+@pytest.mark.parametrize("name", ["records", "workflows", "notebooks", "logs", ".stamps"])
+def test_a_file_in_the_place_of_a_folder_is_left_or_told(home, name, capsys):
+    shutil.rmtree(home / name, ignore_errors=True)
+    (home / name).write_text("mine")
+    assert main(["reset", "--yes"]) == 0
+
+
+@pytest.mark.parametrize("name", ["logs/05-mine.log", "logs/.running", ".partial-mine"])
+def test_nothing_is_written_through_a_link(home, precious, name):
+    for again in (True, False):
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to(precious)
+        Lab("05", CPU).keep("mine", writes("x"), anew=again)
+        (home / name).unlink(missing_ok=True)
+        (home / name).symlink_to(precious)
+        Lab("05", CPU).write("mine", "y")
+        assert precious.read_text() == "years of work"
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(home):
+    os.mkfifo(home / "logs" / "05-mine.log")
+    Lab("05", CPU).keep("mine", lambda _, out: (print("done"), out.write_text("x")))
+    assert (home / "logs" / "05-mine.log").read_text() == "done\n"
 
 
 def test_without_its_mark_a_folder_is_not_ours(tmp_path, precious):

@@ -150,8 +150,28 @@ def test_a_known_error_comes_without_traceback(kernel, where):
     assert "Traceback" not in shown and len(shown.splitlines()) == 1
 
 
+def test_the_traceback_of_a_known_error_can_be_asked_for(kernel):
+    kernel.run("1 / 0")
+    kernel.run("def mine():\n    raise PermissionError(13, 'no', '/srv/runs')\nmine()")
+    shown = kernel.run("%tb")[1]
+    assert "mine" in shown and "PermissionError" in shown and "ZeroDivision" not in shown
+    kernel.run("raise LabError('the paragraph')")
+    assert kernel.run("%tb")[1] == "LabError: the paragraph"
+    assert kernel.run("import sys\nassert isinstance(sys.last_value, LabError)")[0] == "ok"
+
+
+WITHOUT_TEXT = """
+class Mine(Exception):
+    def __str__(self):
+        raise KeyError("in its text")
+raise Mine()"""
+
+
 @pytest.mark.parametrize(
-    "code", ["1 / 0", "open('/nowhere/file')", "raise ValueError('x')"], ids=lambda code: code
+    "code",
+    ["1 / 0", "open('/nowhere/file')", "raise ValueError('x')", WITHOUT_TEXT]
+    + ["try:\n    raise LabError('a')\nexcept LabError as error:\n    raise KeyError from error"],
+    ids=lambda code: code.strip(),
 )
 def test_another_error_keeps_its_traceback(kernel, code):
     status, shown = kernel.run(code)
@@ -254,6 +274,19 @@ DEATHS = {
     "in a plain cell, after a step that failed": (
         "try:\n    lab.keep('awq', lambda recipe, out: 1 / 0)\nexcept LabError:\n    pass\n"
         + KILLED,
+        "",
+    ),
+    "and its mark holds nothing, as on a full disk": (
+        "(lab.folder / 'logs' / '.running').write_text('')\n" + KILLED,
+        "",
+    ),
+    "and its mark leads elsewhere": (
+        "(lab.folder / 'logs' / '.running').write_text('../../01-base.log')\n"
+        "(lab.folder.parent / '01-base.log').write_text('elsewhere')\n" + KILLED,
+        "",
+    ),
+    "and its mark is no text": (
+        "(lab.folder / 'logs' / '.running').write_bytes(bytes([255, 0]))\n" + KILLED,
         "",
     ),
     "by native code": ("import ctypes\nctypes.string_at(0)", ""),

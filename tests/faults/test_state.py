@@ -126,6 +126,25 @@ def test_the_records_of_a_lab(runs, capsys, damage):
         assert lab.figure("eval_loss", "base") == Estimate(3.0)
 
 
+IN_THE_WAY = {
+    "a folder for a record": ("records/02.json", lambda path: path.mkdir(parents=True)),
+    "a folder for the summary": ("summary.json", Path.mkdir),
+    "a file for the records": ("records", Path.touch),
+    "a file for the stamps": (".stamps", Path.touch),
+}
+
+
+@pytest.mark.parametrize("case", IN_THE_WAY)
+def test_what_stands_in_the_place_of_a_file_is_told(case, runs):
+    lab = Lab("02", CPU)
+    name, put = IN_THE_WAY[case]
+    put(lab.folder / name)
+    with pytest.raises(LabError, match=r"cannot be written: there is a folder .*Delete that"):
+        lab.record("mine", speed=Estimate(3.5))
+        lab.keep("awq", writes("x"))
+        lab.summary()
+
+
 def test_the_summary(executed, course, capsys, damage):
     from labkit.machine import preflight
 
