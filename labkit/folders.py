@@ -1,5 +1,6 @@
 """Folders that labkit makes: each bears a mark, and only in these anything is deleted."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from labkit.errors import LabError
 MARK = ".labkit"
 TEXT = "labkit made this folder, and deletes files of its own in it.\n"
 # what labkit has written into folders before it marked them
-SIGNS = (".stamps", "pyvenv.cfg")
+SIGNS = (".stamps", "pyvenv.cfg", "made_from.json", "*/*/model.yml")
 
 
 def own(folder: Path) -> None:
@@ -21,7 +22,7 @@ def own(folder: Path) -> None:
     if is_own(folder):
         return
     others = [path.name for path in folder.iterdir() if path.suffix != ".lock"]
-    if others and not set(SIGNS) & set(others):
+    if others and not any(any(folder.glob(sign)) for sign in SIGNS):
         raise LabError(
             f"{folder} holds files that are not of the labs ({min(others)}). Move them to another "
             "place, or give the labs a folder of their own: LAB_RUNS=/some/folder."
@@ -67,7 +68,12 @@ def remove(path: Path, *, inside: Path) -> None:
                 f"{path} is not deleted, because {mounted} is another folder or disk that is "
                 "mounted there. Unmount it, and run this again."
             )
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except PermissionError:  # of a copy of a folder that is read-only
+            for place, _, _ in os.walk(path):
+                os.chmod(place, 0o700)
+            shutil.rmtree(path)
     else:
         path.unlink()
 

@@ -17,6 +17,7 @@ from labkit.files import write_text
 # for the dataclasses of such files, as __pydantic_config__
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 LARGEST = 16 * 2**20  # bytes; those that labkit writes have a few thousand
+NAMED = 3  # files that are named; a run folder of another version has dozens
 _told: set[Path] = set()
 
 
@@ -36,10 +37,14 @@ def read_state(path: Path, kind):
         if path not in _told:
             _told.add(path)
             # a name or a value may hold anything, a terminal's escape sequences too
-            print(
-                f"{ascii(str(path))[1:-1]} is unreadable ({_why(error)}), and counts as absent",
-                file=sys.stderr,
-            )
+            said = f"{ascii(str(path))[1:-1]} is unreadable ({_why(error)}), and counts as absent"
+            if len(_told) > NAMED:
+                said = (
+                    "further such files are not named. Where another version of the labs has left "
+                    "them, this one makes anew what they told of"
+                )
+            if len(_told) <= NAMED + 1:
+                print(said, file=sys.stderr)
         return None
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from labkit.errors import LabError
 from labkit.files import write_json
 from labkit.folders import MARK, own, remove
 from labkit.products import Products
+from labkit.profiles import ROOT
 from labkit.registry.local import LocalRegistry
 from labkit.session import Lab
 from labkit.working_copies import WorkingCopies
@@ -256,6 +258,40 @@ def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(home):
     assert (home / "logs" / "05-mine.log").read_text() == "done\n"
 
 
+READ_ONLY = """
+import os, shutil, sys
+from samples import CPU
+from labkit.commands import main
+from labkit.session import Lab
+lab = Lab("05", CPU)
+for recipe in (1, 2):
+    lab.keep("copy", lambda recipe, out: shutil.copytree(sys.argv[1], out), recipe)
+assert main(["reset", "--yes"]) == 0
+print(sorted(os.listdir(lab.folder)))
+"""
+
+
+def test_a_copy_of_a_read_only_folder_can_be_deleted(home, precious):
+    (precious.parent / "inner").mkdir()
+    (precious.parent / "inner" / "file").touch()
+    for place in (precious.parent / "inner", precious.parent):
+        place.chmod(0o555)
+    without = []
+    if os.geteuid() == 0:  # whom no mode keeps from anything
+        if not shutil.which("setpriv"):
+            pytest.skip("root may write everywhere, and setpriv is not installed")
+        without = ["setpriv", "--inh-caps", "-all", "--bounding-set", "-dac_override"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [*without, sys.executable, "-c", READ_ONLY, precious.parent],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("['.labkit', '.lock']\n"), done.stderr
+    assert precious.exists() and precious.parent.stat().st_mode & 0o777 == 0o555
+
+
 def test_without_its_mark_a_folder_is_not_ours(tmp_path, precious):
     with pytest.raises(LabError, match="was not made by the labs"):
         remove(precious, inside=precious.parent)
@@ -272,6 +308,21 @@ def test_working_copies_are_deleted_and_other_files_beside_them_stay(tmp_path):
     (copies.folder / "my data.csv").write_text("1")
     copies.delete()
     assert sorted(path.name for path in copies.folder.iterdir()) == [MARK, "my data.csv"]
+
+
+def test_folders_from_before_there_were_marks_are_ours(tmp_path, home):
+    (tmp_path / "notebooks").mkdir()
+    copies = WorkingCopies(tmp_path)
+    for name in ("01_setup.ipynb", "02_quantize.ipynb"):
+        (tmp_path / "notebooks" / name).write_text("{}")
+        copies.make(tmp_path / "notebooks" / name)
+        (copies.folder / MARK).unlink()
+    own(copies.folder)
+    copies.delete()
+    assert copies.names() == []
+    (home / "registry" / "m" / "1").mkdir(parents=True)
+    (home / "registry" / "m" / "1" / "model.yml").touch()
+    own(home / "registry")
 
 
 def test_a_registry_in_a_foreign_folder_is_not_begun(tmp_path, precious):

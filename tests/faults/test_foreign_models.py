@@ -163,6 +163,22 @@ def test_a_template_that_reaches_out_is_refused(case, tiny, tmp_path, monkeypatc
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("limit", ["ulimit -v 6000000", "ulimit -t 4"])
+def test_a_lower_limit_of_the_machine_refuses_no_template(limit):
+    """As a cluster has it; root could raise it again."""
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root may raise every limit, and setpriv is not installed")
+    without = "setpriv --inh-caps -all --bounding-set -sys_resource " * (os.geteuid() == 0)
+    code = "from labkit.tokenizer import require_modest; require_modest('Hi', {})"
+    done = subprocess.run(
+        [*without.split(), "bash", "-c", f'{limit}; exec "$0" -c "$1"', sys.executable, code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("case", ENDLESS)
 def test_a_template_without_an_end_is_refused(case, tiny, tmp_path):
     (tiny / "chat_template.jinja").write_text(ENDLESS[case])

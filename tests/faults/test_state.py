@@ -211,6 +211,22 @@ def test_products_that_are_said_to_need_each_other_are_not_current(runs):
     assert not lab.products.is_current("base") and not lab.products.is_current("other")
 
 
+def test_a_run_folder_of_another_version_is_told_in_four_lines(runs, capsys, monkeypatch):
+    monkeypatch.setattr(state, "_told", set())
+    lab = Lab("01", CPU)
+    for number in range(6):
+        lab.keep(f"p{number}", writes("x"))
+    for path in (lab.folder / ".stamps").iterdir():
+        stamp = json.loads(path.read_text())
+        path.write_text(json.dumps(stamp | {"files": dict.fromkeys(stamp["files"], 1)}))
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and "Where another version of the labs has left them" in lines[3]
+    lab.keep("p1", writes("x"))
+    assert lab.products.is_current("p1")
+
+
 UNREADABLE = {
     "a bare number": lambda lab: lab.record("mine", speed=3.5),
     "nothing": lambda lab: lab.record("mine", speed=None),
