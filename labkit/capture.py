@@ -12,6 +12,7 @@ from pathlib import Path
 
 from labkit.errors import plain
 
+TAIL = 100_000  # bytes of a log's end
 RUNNING = ".running"  # in the folder of a log: the name of the log that is written just now
 
 
@@ -69,9 +70,14 @@ def redirect_output(path: Path):
 def last_lines(path: Path, count: int = 12) -> str:
     """The last *count* lines of a log, without empty ones at its end; "" where there is no log.
 
-    What a terminal would obey in them is written out.
+    Of its last 100,000 bytes: it is read again and again while it grows. What a terminal would
+    obey in them is written out.
     """
-    text = path.read_text(errors="replace") if path.exists() else ""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read(TAIL).decode(errors="replace")
     return plain("\n".join(text.strip().splitlines()[-count:]))
 
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import nbformat
@@ -16,6 +17,7 @@ from samples import CPU, qa, write_lines
 from templates import PUBLISHED, template, tokenizer_with
 
 from labkit import course
+from labkit.capture import last_lines
 from labkit.commands.report import write_report
 from labkit.data import fitting, load_records
 from labkit.errors import LabError, plain
@@ -243,6 +245,16 @@ def test_a_terminal_is_told_nothing(case, capsys, tmp_path):
     with Progress() as progress:
         progress.line(text)
     assert shown in capsys.readouterr().out
+
+
+def test_a_log_without_end_does_not_hold_up_the_step_that_writes_it(tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        for _ in range(100):
+            log.write("x" * 10**6)
+        log.write("\nthe end\n")
+    started = time.monotonic()
+    assert last_lines(tmp_path / "log", 1) == "the end"
+    assert len(last_lines(tmp_path / "log")) < 200_000 and time.monotonic() - started < 2
 
 
 def test_what_is_no_command_is_shown_as_it_is():
