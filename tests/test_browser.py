@@ -291,7 +291,7 @@ def use(page, address):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     waiting = page.get_by_text("[*]:", exact=True)
     expect(waiting).not_to_have_count(0)
-    expect(waiting).to_have_count(0, timeout=300_000)
+    expect(waiting).to_have_count(0, timeout=900_000)
     errors = page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
     button = page.get_by_role("button", name="Ask", exact=True)
     expect(button, "\n".join(["there is no chat cell", *errors])).to_be_visible(timeout=10_000)
