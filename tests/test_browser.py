@@ -324,7 +324,7 @@ def use(page, address):
     question.fill("and why " * 2000)
     button.click()
     expect(status).to_have_text(
-        re.compile(r"The question is \d+ tokens too long. Shorten it and ask again.")
+        re.compile(r"the question takes \d+ of the 512 tokens .* Shorten it by \d+ and ask again.")
     )
     question.fill("")
     button.click()

@@ -421,7 +421,7 @@ def test_room_for_an_answer_counts_where_training_sees_all(tokenizer):
 
 
 def test_too_few_records_with_room(tokenizer, capsys):
-    with pytest.raises(LabError, match="only 3 of 23 records have room, and at least 8"):
+    with pytest.raises(LabError, match="only 3 of 23 records have room, and at least 4"):
         fitting(tokenizer, [sized(tokenizer, 30, 9)] * 3 + [sized(tokenizer, 30, 900)] * 20, CPU)
     assert "and 17 more" in capsys.readouterr().out
 

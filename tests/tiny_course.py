@@ -25,16 +25,17 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(labs, "ROOT", tmp_path)
     monkeypatch.setattr(labs, "GPU_ONLY", ("awq-gpu",))
-    for number in list(labs.LABS):  # the modules that import it hold the dictionary itself
-        monkeypatch.delitem(labs.LABS, number)
-    for number, entry in ENTRIES.items():
-        monkeypatch.setitem(labs.LABS, number, entry)
+    whole = dict(labs.LABS)
+    labs.LABS.clear()  # the modules that import it hold the dictionary itself
+    labs.LABS.update(ENTRIES)
     monkeypatch.setattr(setup, "enter", lambda *_, **__: None)
     monkeypatch.setattr("labkit.products.versions", lambda: {"python": "3"})  # takes a while
     (tmp_path / "notebooks").mkdir()
     for number in ENTRIES:
         write_notebook(number, "1 + 1")
-    return tmp_path / "runs" / "cpu"
+    yield tmp_path / "runs" / "cpu"
+    labs.LABS.clear()
+    labs.LABS.update(whole)  # in its order
 
 
 @pytest.fixture
