@@ -65,7 +65,17 @@ def a_large_file(path: Path) -> None:
 SHAPES = [a_folder, a_pipe, a_link_to_itself, a_link_to_a_device, a_large_file]
 
 
-@pytest.fixture(params=[*DAMAGED, *SHAPES], ids=lambda kind: getattr(kind, "__name__", kind))
+# of each kind one; the others in the nightly
+QUICK = ["empty, after a power cut", "cut off", "a list", "not UTF-8", a_folder, a_pipe]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow)
+        for kind in (*DAMAGED, *SHAPES)
+    ],
+    ids=lambda kind: getattr(kind, "__name__", kind),
+)
 def damage(request, monkeypatch):
     """A function that puts something else in the place of a file."""
     monkeypatch.setattr(state, "_told", set())
