@@ -1,5 +1,6 @@
 """Folders that labkit makes: each bears a mark, and only in these anything is deleted."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -58,9 +59,7 @@ def remove(path: Path, *, inside: Path) -> None:
         return
     require_own(inside)
     for parent in path.parents:
-        if parent == inside:
-            break
-        if parent != inside.parent and parent.is_symlink():
+        if parent.is_relative_to(inside) and parent != inside and parent.is_symlink():
             raise LabError(f"{path} lies behind the link {parent}, and is not deleted.")
     if path.is_dir() and not path.is_symlink():
         if mounted := _mounted_in(path.resolve()):
@@ -76,6 +75,17 @@ def remove(path: Path, *, inside: Path) -> None:
             shutil.rmtree(path)
     else:
         path.unlink()
+
+
+@contextlib.contextmanager
+def half_done_is_deleted(path: Path, *, inside: Path):
+    """On an error within the block *path* goes: it would keep a full disk full."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(path, inside=inside)
+        raise
 
 
 def _mounted_in(folder: Path) -> str:

@@ -8,7 +8,7 @@ from labkit.course import maker
 from labkit.errors import LabError
 from labkit.figures import Estimate
 from labkit.files import sha256, write_json
-from labkit.folders import own, remove
+from labkit.folders import half_done_is_deleted, own, remove
 from labkit.machine import machine_name
 from labkit.making import Explained, make
 from labkit.products import Products, check_name, folder_lock
@@ -20,20 +20,14 @@ from labkit.workflows import fill_workflow
 class Lab:
     """One lab of one run: its profile, its folder, its products and figures.
 
-    Made by :func:`start`. Raises LabError for a folder that cannot be made, or is not labkit's.
+    Made by :func:`start`. Raises LabError for a folder that is not labkit's.
     """
 
     def __init__(self, number: str, profile: Profile):
         self.number, self.profile = number, profile
         self.folder = runs_folder() / profile.name
         self.logs = self.folder / "logs"
-        try:
-            own(self.folder)
-        except OSError as error:
-            raise LabError(
-                f"outputs cannot be written to {self.folder}: {error.strerror}. Set LAB_RUNS to a "
-                "folder that you may write to."
-            ) from None
+        own(self.folder)
         self.products = Products(self.folder)
         self.records = Records(self.products)
         self.used: dict[str, str] = {}  # product -> id: what this lab's figures are measured on
@@ -77,13 +71,10 @@ class Lab:
         """
         check_name(product)
         partial = self._partial(product)
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        own(self.folder)
         remove(partial, inside=self.folder)  # a link there would be written through
-        try:
+        with half_done_is_deleted(partial, inside=self.folder):
             partial.write_text(text, encoding="utf-8")
-        except OSError:  # half of it would keep the disk full
-            remove(partial, inside=self.folder)
-            raise
         decision = self.products.decision({"written in": self.number})
         stamp = self.products.put(
             product, partial, decision, identity=sha256(partial), **self._facts(seconds=0.0)

@@ -14,7 +14,7 @@ from labkit.course import LABS
 from labkit.errors import LabError, file_problem
 from labkit.files import write_json
 from labkit.making import set_seed
-from labkit.profiles import ROOT, resolve_profile, runs_folder, saved_choice
+from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice
 from labkit.session import Lab
 
 QUIET = {
@@ -37,9 +37,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
         choice = {key: value for key, value in choice.items() if key == "profile"}
     _show_known_errors_in_short()
     _require_own_clone()
-    lab = Lab(number, resolve_profile(saved=choice, **explicit))
+    lab = _writable(number, resolve_profile(saved=choice, **explicit))
     _set_environment(lab)
-    _require_writable(lab)
     if number == "01":
         kept = {key: value for key, value in explicit.items() if value is not None}
         write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
@@ -144,14 +143,17 @@ def _require_own_clone() -> None:
             )
 
 
-def _require_writable(lab: Lab) -> None:
-    probe = lab.folder / f".writable-{os.getpid()}"
+def _writable(number: str, profile: Profile) -> Lab:
+    """The lab, once its folder is made and was written to."""
     try:
+        lab = Lab(number, profile)
+        probe = lab.folder / f".writable-{os.getpid()}"
         lab.logs.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise LabError(
-            f"outputs cannot be written to {lab.folder}: {error.strerror}. Set LAB_RUNS to a "
-            "folder that you may write to."
+            f"outputs cannot be written to {runs_folder() / profile.name}: {error.strerror}. Set "
+            "LAB_RUNS to a folder that you may write to."
         ) from None
+    return lab

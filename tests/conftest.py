@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from samples import tiny_config
 
 from labkit.course import LABS
 from labkit.products import Products
@@ -115,22 +116,10 @@ def tiny(tmp_path, byte_tokenizer):
     template.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        eos_token_id=256,
-        pad_token_id=256,
-        max_position_embeddings=256,
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(tiny_config())
     # a few channels carry far more than the rest, as in a trained model
     for layer in model.model.layers:
         layer.input_layernorm.weight.data[::16] *= 20

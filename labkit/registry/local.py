@@ -1,6 +1,5 @@
 """A registry in a folder, to rehearse in: what lab 06 does in a workspace, without one."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -11,23 +10,12 @@ import yaml
 
 from labkit.errors import LabError, plain
 from labkit.files import dir_mb, listing
-from labkit.folders import own, remove
+from labkit.folders import half_done_is_deleted, own, remove
 from labkit.registry.base import Registry, altered, number, taken
 from labkit.registry.manifest import check_names, files_to_send
 
 LIMIT = 2**20  # bytes of a model.yml, which has a description and a few dozen figures
 SCHEMA = "https://azuremlschemas.azureedge.net/latest/model.schema.json"
-
-
-@contextlib.contextmanager
-def _half_done_is_deleted(path: Path, *, inside: Path):
-    """On an error within the block, *path* goes: it would keep a full disk full."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove(path, inside=inside)
-        raise
 
 
 @dataclass
@@ -56,7 +44,7 @@ class LocalRegistry(Registry):
         remove(partial, inside=self.folder)
         # an interrupted removal left it: a version has a model.yml
         remove(home, inside=self.folder)
-        with _half_done_is_deleted(partial, inside=self.folder):
+        with half_done_is_deleted(partial, inside=self.folder):
             shutil.copytree(asset.path, partial / "model")
             keys = ("name", "version", "type", "description", "tags", "properties")
             fields = {key: getattr(asset, key) for key in keys if getattr(asset, key) is not None}
@@ -117,7 +105,7 @@ class LocalRegistry(Registry):
             remove(out.parent, inside=out.parent)
             raise altered(name, version, error) from error
         remove(out, inside=out.parent)
-        with _half_done_is_deleted(out, inside=out.parent):
+        with half_done_is_deleted(out, inside=out.parent):
             shutil.copytree(stored, out, symlinks=True)
 
     def _home(self, name: str, *version: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import CPU
+from samples import CPU, tiny_config
 
 from labkit.errors import LabError
 from labkit.models import fetch_model
@@ -192,22 +192,13 @@ def test_a_template_without_an_end_is_refused(case, tiny, tmp_path):
 @pytest.fixture(scope="module")
 def awq(tmp_path_factory, byte_tokenizer):
     """A tiny model with a head of its own, and its AWQ checkpoint."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from labkit.passes.awq import awq_quantize
 
     torch.manual_seed(0)
     home = tmp_path_factory.mktemp("awq")
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        eos_token_id=256,
-    )
+    config = tiny_config(tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(home / "base")
     byte_tokenizer.save_pretrained(home / "base")
     awq_quantize(

@@ -14,7 +14,7 @@ import textwrap
 import pytest
 from labs import ROOT, kernel_env, notebook_of
 from peft import LoraConfig, get_peft_model
-from samples import CPU
+from samples import CPU, tiny_config
 
 import labkit
 from labkit.errors import LabError
@@ -29,25 +29,18 @@ def models(tmp_path_factory, byte_tokenizer):
     """Folders of two tiny ONNX models of different shape, each with an adapter."""
     import olive
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
     home = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB_RUNS", str(home / "runs"))
         for name, layers, hidden in (("first", 2, 64), ("second", 3, 128)):
             torch.manual_seed(0)
-            config = LlamaConfig(
-                vocab_size=257,
-                hidden_size=hidden,
-                intermediate_size=128,
+            config = tiny_config(
                 num_hidden_layers=layers,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                eos_token_id=256,
-                pad_token_id=256,
+                hidden_size=hidden,
                 bos_token_id=256,
                 max_position_embeddings=ROOM,
-                tie_word_embeddings=True,
             )
             base, adapter = home / name / "base", home / name / "adapter"
             LlamaForCausalLM(config).save_pretrained(base)
