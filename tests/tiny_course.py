@@ -38,6 +38,15 @@ def course(tmp_path, monkeypatch):
     labs.LABS.update(whole)  # in its order
 
 
+def only_lab(entry):
+    """The course becomes one lab, 01.
+
+    Not by monkeypatch: it undoes after the fixture did and would put the tiny labs back.
+    """
+    labs.LABS.clear()
+    labs.LABS["01"] = entry
+
+
 @pytest.fixture
 def write(course):
     """A function (number of a lab, code) that changes its notebook."""

@@ -14,9 +14,8 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 from labs import kernel_env
-from tiny_course import write_notebook
+from tiny_course import only_lab, write_notebook
 
-from labkit import course as labs
 from labkit.commands import main
 from labkit.course import Entry
 
@@ -240,11 +239,9 @@ def test_a_kernel_at_rest_ends_by_sigterm(tmp_path):
 
 
 @pytest.fixture
-def one_lab(course, monkeypatch):
+def one_lab(course):
     """Lab 01 alone: a function (its code, after START) -> what the failed run said."""
-    for number in ("02", "03"):
-        monkeypatch.delitem(labs.LABS, number)
-    monkeypatch.setitem(labs.LABS, "01", Entry("setup"))
+    only_lab(Entry("setup"))
 
     def failed(code: str, capsys) -> str:
         write_notebook("01", START + code)
