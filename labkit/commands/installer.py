@@ -10,7 +10,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.progress import Progress
 
-# Several times as fast as pip. In no lock: where no index has it, pip installs the lock without it.
+# Several times as fast as pip. In no lock: where it cannot be had, pip installs the lock alone.
 UV = "uv==0.13.9"
 CPU_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
 OFFLINE = (
@@ -78,12 +78,12 @@ class Installer:
             value = self.env.get(other) or joint.join(settings.get(setting, "").split())
             if value:
                 self.env.setdefault(name, value)
-        # as in pip: any index may have the version of the lock, not the first alone that has others
+        # as in pip: any index may have the version, not only the first one that knows the package
         self.env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
         self.env.setdefault("UV_SYSTEM_CERTS", "1")
         self.env.setdefault("UV_CACHE_DIR", str(cache))
         self.env["UV_PYTHON"] = str(self.python)
-        self.name, self.command = "uv", [self.python.parent / "uv", "pip"]
+        self.name, self.command = "uv", [self.python, "-m", "uv", "pip"]
         if settings.get("no-index", "").lower() in ("1", "true", "t", "yes", "y", "on"):
             self.options = ["--no-index"]
 
