@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -100,39 +101,37 @@ class Installer:
                 f"mended. {OFFLINE}{tail(lines)}"
             )
 
-    def version_of(self, package: str, pin: str) -> tuple[str, tuple[str, ...]]:
-        """The version of *package*, with its build, that would be installed for *pin*, and the
-        source that has it: the first with a build for the CPU, else the first with any.
+    def find_torch(self, pin: str) -> tuple[str, tuple[str, ...]]:
+        """The version of torch, with its build, that would be installed for *pin*, and the source
+        that has it: the first with a build for the CPU, else the first with any.
 
         Raises LabError where there is none.
         """
-        found, lines = {}, []
+        found, lines = [], []
         for source in self.sources:
-            version, lines = self._probe(package, pin, source)
-            if version:
-                found[source] = version
+            version, lines = self._probe(pin, source)
             if "+cpu" in version:
                 return version, source
+            if version:
+                found.append((version, source))
         if found:
-            source, version = next(iter(found.items()))
-            return version, source
+            return found[0]
         if self._falls_back(lines):
-            return self.version_of(package, pin)
+            return self.find_torch(pin)
         raise LabError(
-            f"pip finds no {package} {pin} for this Python on this system. {OFFLINE}{tail(lines)}"
+            f"pip finds no torch {pin} for Python {sys.version.split()[0]} on this system. "
+            f"{OFFLINE}{tail(lines)}"
         )
 
-    def _probe(self, package: str, pin: str, source: tuple[str, ...]) -> tuple[str, list[str]]:
-        command = ["install", "--dry-run", "--no-deps", *source, f"{package}=={pin}"]
+    def _probe(self, pin: str, source: tuple[str, ...]) -> tuple[str, list[str]]:
+        command = ["install", "--dry-run", "--no-deps", *source, f"torch=={pin}"]
         version = rf"({re.escape(pin)}(?:(?:\+|%2B)\w+)?)"
         lines = []
         with self._start(command, PIP_RETRIES="1", UV_HTTP_RETRIES="1") as process:
             for line in process.stdout:
                 lines.append(line)
-                # a wheel that pip is about to fetch, even in a dry run; or uv's result
-                match = re.search(
-                    rf"\b{package}-{version}-\S+\.whl|\+ {package}=={version}$", line
-                )
+                # the wheel that pip is about to fetch, even in a dry run; or uv's result
+                match = re.search(rf"\btorch-{version}-\S+\.whl|\+ torch=={version}$", line)
                 if match:
                     process.send_signal(signal.SIGINT)
                     return (match[1] or match[2]).replace("%2B", "+"), lines

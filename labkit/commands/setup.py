@@ -213,7 +213,7 @@ def _choose(installer: Installer, target: Path) -> tuple[str, tuple[str, ...]]:
     """The lock that fits the build of torch that is found here, and the source that has it."""
     progress = installer.progress
     progress.show("look for a CPU build of torch")
-    found, source = installer.version_of("torch", pins(ROOT / "locks" / "cpu.txt")["torch"])
+    found, source = installer.find_torch(pins(ROOT / "locks" / "cpu.txt")["torch"])
     # only the default build of torch for Linux asks for the CUDA libraries
     if "+cpu" in found or not sys.platform.startswith("linux"):
         progress.line(f"look for a CPU build of torch: {found}, {clock(progress.elapsed())}")

@@ -46,7 +46,7 @@ def course(bare, venv, tmp_path, monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     settings = tmp_path / "pip.conf"
-    settings.write_text("[global]\nindex-url = http://127.0.0.1:9/simple\nretries = 0\n")
+    settings.write_text("[global]\nindex-url = http://127.0.0.1:9/index\nretries = 0\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
     monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path))
     monkeypatch.setattr(installer, "CPU_INDEX", ("--extra-index-url", "http://127.0.0.1:9/cpu"))
@@ -128,7 +128,7 @@ def serve(folder: Path):
         def do_GET(self):
             asked.append(self.path)
             parts = self.path.strip("/").split("/")
-            if parts[0] != "simple":
+            if parts[0] != "index":
                 return super().do_GET()
             name = parts[1].replace("-", "_")
             links = "".join(
@@ -148,7 +148,7 @@ def serve(folder: Path):
         ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}/simple", asked
+    return f"http://127.0.0.1:{server.server_port}/index", asked
 
 
 def test_setup_installs_a_folder_of_wheels_with_uv(course, venv, tmp_path, capfd):
@@ -252,7 +252,7 @@ def test_setup_chooses_the_lock_by_the_torch_that_is_found(
     for number, build in enumerate(builds):
         folder = tmp_path / str(number)
         if build is None:
-            addresses.append("http://127.0.0.1:9/simple")
+            addresses.append("http://127.0.0.1:9/index")
             continue
         write_packages(folder, build=build)
         if name == "uv":
