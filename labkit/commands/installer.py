@@ -13,6 +13,7 @@ from labkit.progress import Progress
 
 # Several times as fast as pip. In no lock: where it cannot be had, pip installs the lock alone.
 UV = "uv==0.13.9"
+WHEEL = "--only-binary=uv"  # to build it takes a compiler of Rust, and longer than pip saves
 CPU_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
 OFFLINE = (
     "Without a network: run './lab setup --download DIR' on a machine that has one (same "
@@ -68,9 +69,8 @@ class Installer:
         It has pip's settings, of which it reads none by itself; its own come first. What it
         fetches is unpacked in *cache*, and linked from there into the environment.
         """
-        lines, code = self._call(
-            "fetch uv", ["install", "--no-deps", *self.sources[0], UV], PIP_RETRIES="1"
-        )
+        command = ["install", "--no-deps", WHEEL, *self.sources[0], UV]
+        lines, code = self._call("fetch uv", command, PIP_RETRIES="1")
         if code:
             self._say_why_pip("uv cannot be had", lines)
             return

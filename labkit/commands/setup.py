@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from labkit.commands.installer import CPU_INDEX, UV, Installer, tail
+from labkit.commands.installer import CPU_INDEX, UV, WHEEL, Installer, tail
 from labkit.errors import LabError
 from labkit.folders import MARK, own, remove
 from labkit.machine import TELEMETRY_OFF
@@ -194,7 +194,7 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         installer.run(f"packages of {lock}", [*command, "-r", str(path)])
         taken = clock(progress.elapsed())
         with contextlib.suppress(LabError):  # --wheels can do without
-            installer.run("uv", [*command, UV], PIP_RETRIES="1")
+            installer.run("uv", [*command, WHEEL, UV], PIP_RETRIES="1")
         mb = sum(file.stat().st_size for file in folder.glob("*.whl")) / 1e6
         progress.line(f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {taken}")
     print(

@@ -233,15 +233,15 @@ def test_setup_keeps_what_an_interrupted_call_has_fetched(course, venv, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("builds", "lock", "index"),
+    ("name", "builds", "lock", "index"),
     [
-        (("+cpu", ""), "cpu.txt", False),
-        (("", "+cpu"), "cpu.txt", True),
-        (("", ""), "cpu-cuda-torch.txt", False),
-        (("", None), "cpu-cuda-torch.txt", False),
+        ("uv", ("+cpu", ""), "cpu.txt", False),
+        ("uv", ("", "+cpu"), "cpu.txt", True),
+        ("uv", ("", None), "cpu-cuda-torch.txt", False),
+        ("pip", ("", "+cpu"), "cpu.txt", True),
+        ("pip", ("", ""), "cpu-cuda-torch.txt", False),
     ],
 )
-@pytest.mark.parametrize("name", ["pip", "uv"])
 def test_setup_chooses_the_lock_by_the_torch_that_is_found(
     course, venv, tmp_path, monkeypatch, capsys, name, builds, lock, index
 ):
