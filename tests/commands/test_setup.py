@@ -185,12 +185,17 @@ def test_setup_prefers_uvs_own_settings(course, venv, tmp_path, monkeypatch, cap
 
 
 FAILS = "print('error: no such luck'); raise SystemExit(2)"
+FINDS = "import sys; '--dry-run' in sys.argv and sys.exit(print(' + torch==2.0+cpu'))\n"
 
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(None, "uv cannot be had, so pip"), (FAILS, "(error: no such luck)")],
-    ids=["no uv", "uv fails"],
+    [
+        (None, "uv cannot be had, so pip"),
+        (FAILS, "(error: no such luck)"),
+        (FINDS + FAILS, "(error: no such luck)"),
+    ],
+    ids=["no uv", "uv fails", "uv fails to install"],
 )
 def test_setup_installs_with_pip_where_uv_does_not(course, venv, tmp_path, capfd, code, said):
     wheels = write_packages(tmp_path / "wheels")
