@@ -55,7 +55,7 @@ EDITS = {
             "yield pieces.decode(generator.get_next_tokens()[0]).upper()",
             "compared = []",
         ),
-        Edit("TONES[scores.argmax()]", "TONES[scores.argmin()]", 'lab.record("tone_accuracy"'),
+        Edit("first_ids].argmax(-1)", "first_ids].argmin(-1)", 'lab.record("tone_accuracy"'),
         Edit(
             'return bool(re.match(r".{2,60}, in short',
             'return not bool(re.match(r".{2,60}, in short',
