@@ -467,7 +467,8 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(models, tmp_path):
         "questions = ['ab', 'longer', 'cd', 'q', 'ef'] * 2 + [f'{n:02}' for n in range(9)]\n"
         "streams = [stream(one, 'travel', **apart) for one in questions]\n"
         "alone = [''.join(islice(one, LIMIT)).strip() for one in streams]\n"
-        "batched = [text for text, _ in answers_to(questions, 'travel', **apart)]\n"
+        "batched = answers_to(questions, 'travel', **apart)\n"
+        "batched = [text.strip('\ufffd') for text, _ in batched]  # bytes that are no text yet\n"
         "print(batched == alone, len(set(alone)))"
     )
     kind, printed = ran(code, models, tmp_path)
