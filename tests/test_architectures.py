@@ -385,7 +385,7 @@ def same_logits(
     for count in (8, 32, 33, 64, 65, 200):  # below and beyond each window and original length
         with torch.inference_mode():
             wanted = model(torch.tensor([ids[:count]])).logits[0]
-        found[count] = ((logits(ids[:count]).float() - wanted).norm() / wanted.norm()).item()
+        found[count] = ((logits([ids[:count]])[0].float() - wanted).norm() / wanted.norm()).item()
     return found
 
 

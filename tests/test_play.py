@@ -45,7 +45,7 @@ EDITS = {
     "04": (
         Edit(
             "return labkit.record_losses(logits, tokenizer, records)",
-            "return labkit.record_losses(lambda ids: logits(ids) / 2, tokenizer, records)",
+            "return labkit.record_losses(lambda *rows: logits(*rows) / 2, tokenizer, records)",
             "awq_losses, lora_losses = (",
         ),
     ),

@@ -283,9 +283,9 @@ def test_what_native_code_does(models, tmp_path, what):
 # ---- what labkit keeps from it
 
 LOGITS = {
-    "no tokens": ("labkit.OnnxLogits(folder)([])", "the model reads at least one token"),
-    "a negative id": ("labkit.OnnxLogits(folder)([5, -1])", "these are 5, -1. Correct the cell"),
-    "an id beyond the vocabulary": ("labkit.OnnxLogits(folder)([257])", "its id from 0 to 256;"),
+    "no tokens": ("labkit.OnnxLogits(folder)([[]])", "the model reads at least one token"),
+    "a negative id": ("labkit.OnnxLogits(folder)([[5, -1]])", "these are 5, -1. Correct the cell"),
+    "an id beyond the vocabulary": ("labkit.OnnxLogits(folder)([[257]])", "its id from 0 to 256;"),
     "a missing model": ("labkit.OnnxLogits(work / 'none')", "ONNX Runtime cannot load the model"),
     "a truncated model": (
         "labkit.OnnxLogits(damaged('model.onnx', lambda data: data[:50_000]))",
@@ -314,7 +314,7 @@ def test_losses_of_what_cannot_be_read(models, tmp_path, what):
 
 
 def test_other_ids_have_logits(models, tmp_path):
-    code = "import labkit\nprint(labkit.OnnxLogits(folder)([0, 256]).shape)"
+    code = "import labkit\nprint(labkit.OnnxLogits(folder)([[0, 256]]).shape)"
     assert ran(code, models, tmp_path) == ("", "torch.Size([2, 257])\n")
 
 
