@@ -24,6 +24,7 @@ _HOME = {
     "torch_logits": "evaluate",
     "OnnxLogits": "evaluate",
     "record_losses": "evaluate",
+    "track": "progress",
     "mean_loss": "evaluate",
     "loss_difference": "evaluate",
     "token_speed": "evaluate",

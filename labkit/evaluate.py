@@ -8,6 +8,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.figures import Estimate, bootstrap
 from labkit.machine import threads
+from labkit.progress import track
 from labkit.prompts import chat_ids
 
 NATS = "nats per token"
@@ -104,7 +105,7 @@ def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list
     import torch
 
     losses = []
-    for record in records:
+    for record in track(records, "records"):
         ids, start = chat_ids(tokenizer, record)
         predicted = logits(ids)[start - 1 : -1].float()
         wanted = torch.tensor(ids[start:], device=predicted.device)

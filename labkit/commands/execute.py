@@ -11,7 +11,7 @@ from labkit.capture import RUNNING, last_lines
 from labkit.course import LABS, notebook_path
 from labkit.errors import file_problem
 from labkit.files import write_text
-from labkit.progress import Progress, clock
+from labkit.progress import MARK, Progress, clock
 
 
 def execute(
@@ -91,7 +91,10 @@ class _Sections:
             self.leave()
             self.now, self.since = headings[-1], time.monotonic()
         self.progress.show(
-            f"{self.lab}: {self.now}", expected=self.progress.expected, restart=False
+            f"{self.lab}: {self.now}",
+            expected=self.progress.expected,
+            restart=False,
+            detail=lambda: _live(cell),
         )
 
     def leave(self):
@@ -102,6 +105,12 @@ class _Sections:
     def _stop(self, task):
         self.interrupted = True
         task.cancel()
+
+
+def _live(cell) -> str:
+    """What the output of *cell* that is written over just now shows; "" where there is none."""
+    shown = [one for one in cell.get("outputs", ()) if one.get("metadata") == MARK]
+    return shown[-1].data["text/plain"] if shown else ""
 
 
 def _said(notebook) -> float | None:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
 from labkit.grid import BITS, pack_onnx, round_to_grid
+from labkit.progress import report
 from labkit.settings import carry_settings
 
 
@@ -139,6 +140,7 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
 
     And without rotation if the layer has none.
     """
+    report("layers", layer_id, self.num_layers)
     window = self.window_size
     self.window_size = getattr(attention, "sliding_window", window) or -1
     if self.attention_attrs["op_type"] == "GroupQueryAttention":
