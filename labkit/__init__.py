@@ -8,6 +8,7 @@ import importlib
 _HOME = {
     "start": "starting",
     "require": "machine",
+    "measure_machine": "pace",
     "fetch_model": "models",
     "model_source": "models",
     "load_records": "data",
