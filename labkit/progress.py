@@ -185,7 +185,7 @@ class Progress:
     def _page(self) -> dict[str, str]:
         """The output of a notebook: with a bar and a chart, or as the text for others than it."""
         news = ": ".join(filter(None, [self.text, self._news()]))
-        page = [html.escape(self._line())]
+        page = [f'<span style="white-space: pre-wrap">{html.escape(self._line())}</span>']
         if self.stage:
             page += [
                 f'<progress value="{self.stage.done}" max="{self.stage.total}" '

@@ -140,13 +140,13 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
 
     And without rotation if the layer has none.
     """
-    report("layers", layer_id, self.num_layers)
     window = self.window_size
     self.window_size = getattr(attention, "sliding_window", window) or -1
     if self.attention_attrs["op_type"] == "GroupQueryAttention":
         self.attention_attrs["rope"] = self.attention_attrs["use_rope_in_attn"]
     make(self, layer_id, attention, root_input, **kwargs)
     self.window_size = window
+    report("layers", layer_id + 1, self.num_layers)  # most of one: its MLP follows
 
 
 def _make_attention_init(self, make=Model.make_attention_init):
