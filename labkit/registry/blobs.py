@@ -57,7 +57,7 @@ def download(container, prefix: str, out: Path) -> None:
 def _download_file(container, blob, target: Path) -> Iterator[int]:
     """Writes *blob* to *target*, through FILE.ETAG.part: other content has another etag.
 
-    Yields how many bytes are there, at first and after each range.
+    Yields how many bytes are there, before each range.
     """
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
