@@ -1,6 +1,5 @@
 """How long things take here: data/seconds.json, scaled by how fast this machine is."""
 
-import statistics
 import time
 from dataclasses import dataclass
 
@@ -67,7 +66,9 @@ def _path(profile: Profile):
 
 
 def _gflops(duration: float = 2.0) -> float:
-    """The median of as many measurements as fit into *duration* seconds."""
+    """The fastest of as many products as fit into *duration* seconds: what else computes just now
+    slows the others.
+    """
     import torch
 
     tokens, inputs, outputs = SHAPE
@@ -75,8 +76,7 @@ def _gflops(duration: float = 2.0) -> float:
     rates, end = [], time.perf_counter() + duration
     while not rates or time.perf_counter() < end:
         started = time.perf_counter()
-        for _ in range(10):
-            torch.nn.functional.linear(x, weight)
+        torch.nn.functional.linear(x, weight)
         taken = time.perf_counter() - started
-        rates.append(10 * 2 * tokens * inputs * outputs / taken / 1e9)
-    return statistics.median(rates)
+        rates.append(2 * tokens * inputs * outputs / taken / 1e9)
+    return max(rates)
