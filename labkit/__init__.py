@@ -8,6 +8,7 @@ import importlib
 _HOME = {
     "start": "starting",
     "require": "machine",
+    "measure_machine": "pace",
     "fetch_model": "models",
     "model_source": "models",
     "load_records": "data",
@@ -24,6 +25,7 @@ _HOME = {
     "torch_logits": "evaluate",
     "OnnxLogits": "evaluate",
     "record_losses": "evaluate",
+    "track": "progress",
     "mean_loss": "evaluate",
     "loss_difference": "evaluate",
     "token_speed": "evaluate",

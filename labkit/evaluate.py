@@ -10,6 +10,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.figures import Estimate, bootstrap
 from labkit.machine import threads
+from labkit.progress import track
 from labkit.prompts import chat_ids
 
 NATS = "nats per token"
@@ -142,7 +143,7 @@ def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list
     losses: list[list[float]] = [[] for _ in records]
     rows = [(*chat_ids(tokenizer, record), place) for place, record in enumerate(records)]
     rows.sort(key=lambda row: len(row[0]))
-    for at in range(0, len(rows), AT_ONCE):
+    for at in track(range(0, len(rows), AT_ONCE), "batches"):
         together = rows[at : at + AT_ONCE]
         first = min(start for _, start, _ in together) - 1
         found = logits([ids for ids, _, _ in together], first)

@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from labkit import pace
 from labkit.capture import PeakMemory, last_lines, redirect_output
 from labkit.errors import LabError, disk_reason
-from labkit.files import OLIVE_NOTES, read_json
+from labkit.files import OLIVE_NOTES
 from labkit.folders import remove
-from labkit.profiles import ROOT, SEED, Profile
+from labkit.profiles import SEED, Profile
 from labkit.progress import Progress
 
 
@@ -30,10 +31,13 @@ def make(
     """
     remove(partial, inside=partial.parent)
     set_seed()  # whatever the cells before have drawn
-    expected = read_json(ROOT / "data" / "seconds.json").get(profile.name, {}).get(product)
     started = time.perf_counter()
     with Progress() as progress, PeakMemory(gpu=profile.device == "cuda") as peak:
-        progress.show(product, expected=expected, detail=lambda: last_lines(log, 1)[:60])
+        progress.show(
+            product,
+            expected=pace.seconds(profile, product),
+            detail=lambda: last_lines(log, 1)[:60],
+        )
         with redirect_output(log):
             result = build(copy.deepcopy(recipe), partial)
             written = _checked(product, partial, result, entry)

@@ -13,6 +13,7 @@ from labkit.files import files_of, sha256
 from labkit.folders import own, remove
 from labkit.gguf_checkpoint import GgufFile
 from labkit.profiles import Profile
+from labkit.progress import report
 from labkit.prompts import SAMPLE, chat_ids
 from labkit.settings import CONFIG, add_stop_id, carry_settings
 from labkit.tokenizer import load_tokenizer, save_tokenizer
@@ -101,7 +102,14 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
     ] * weights
     unwanted = ["*/*", "*.py", "consolidated*"]  # other formats in folders, code, a second copy
     try:
-        folder = Path(snapshot_download(model_id, allow_patterns=wanted, ignore_patterns=unwanted))
+        folder = Path(
+            snapshot_download(
+                model_id,
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+                tqdm_class=_reporting_bar(),
+            )
+        )
     except HFValidationError as error:
         raise LabError(
             f"'{model_id}' is neither a folder of this machine nor a model's id on the Hub, "
@@ -125,6 +133,19 @@ def _from_hub(model_id: str, *, weights: bool = False) -> Path:
             "checkpoint. Choose another."
         )
     return folder
+
+
+def _reporting_bar() -> type:
+    """A tqdm class for the Hub's library, which reports in the place of being drawn."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def display(self, msg=None, pos=None):
+            # a second bar of bytes counts what the network has brought, compressed
+            if self.unit == "B" and self.total and "Downloading" not in self.desc:
+                report("MB", self.n / 1e6, self.total / 1e6)
+
+    return Bar
 
 
 def _from_registry(out: Path, address: str) -> Path:

@@ -8,19 +8,21 @@ import sys
 import warnings
 from pathlib import Path
 
-from labkit import machine
+from labkit import machine, pace
 from labkit.charts import show_with_alternative_text
 from labkit.course import LABS
 from labkit.errors import LabError, file_problem
 from labkit.files import write_json
 from labkit.making import set_seed
 from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice
+from labkit.progress import clock
 from labkit.session import Lab
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
 
@@ -53,9 +55,11 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     set_seed()
     if lab.profile.device == "cuda":
         machine.require_free_gpu(lab.profile)
+    about = pace.seconds(lab.profile, number)  # in lab 01 before this machine is measured
     print(
         f"lab {number} {LABS[number].name} | profile {lab.profile.name} | model "
         f"{lab.profile.model_name}"
+        + (f" | about {clock(about)} of computing" if about and number != "01" else "")
     )
     print(
         f"{machine.machine()['processor']} | {machine.threads()} threads | "

@@ -19,6 +19,7 @@ from phi_model import PUBLISHED_TOKENIZER as PHI
 from labkit import models
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
+from labkit.progress import Progress
 from labkit.settings import stop_ids
 
 CPU = PROFILES["cpu"]
@@ -713,7 +714,11 @@ def test_only_what_is_read_is_fetched_from_the_hub(hub, tmp_path):
     for name in (*more, "onnx/config.json", "original/x.safetensors"):
         (hub.files / name).parent.mkdir(exist_ok=True)
         (hub.files / name).write_text("{}")
-    out = fetch("me/mine", tmp_path / "out")
+    with Progress() as progress:
+        out = fetch("me/mine", tmp_path / "out")
+    size = (hub.files / "model.safetensors").stat().st_size
+    assert progress.stage.unit == "MB"
+    assert size / 1e6 <= progress.stage.done == progress.stage.total
     assert set(hub.got) == kept and len(hub.got) == len(kept)
     assert (out / "model.safetensors").is_file()
 

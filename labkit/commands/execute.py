@@ -11,7 +11,7 @@ from labkit.capture import RUNNING, last_lines
 from labkit.course import LABS, notebook_path
 from labkit.errors import file_problem
 from labkit.files import write_text
-from labkit.progress import Progress, clock
+from labkit.progress import MARK, Progress, clock
 
 
 def execute(
@@ -25,7 +25,7 @@ def execute(
 ) -> str:
     """Runs the notebook of lab *number*, written to *out* with its outputs; "" or what went wrong.
 
-    *expected* is the time that it took before, in seconds. Raises KeyboardInterrupt where it is
+    *expected* is about how long it takes, in seconds. Raises KeyboardInterrupt where it is
     interrupted.
     """
     import nbformat
@@ -36,7 +36,7 @@ def execute(
     notebook = nbformat.read(source, as_version=4)
     lab = f"{number} {LABS[number].name}"
     sections = _Sections(lab, progress)
-    progress.show(f"{lab}: start the kernel", expected=expected or _said(notebook))
+    progress.show(f"{lab}: start the kernel", expected=expected)
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -91,7 +91,10 @@ class _Sections:
             self.leave()
             self.now, self.since = headings[-1], time.monotonic()
         self.progress.show(
-            f"{self.lab}: {self.now}", expected=self.progress.expected, restart=False
+            f"{self.lab}: {self.now}",
+            expected=self.progress.expected,
+            restart=False,
+            detail=lambda: _live(cell),
         )
 
     def leave(self):
@@ -104,11 +107,10 @@ class _Sections:
         task.cancel()
 
 
-def _said(notebook) -> float | None:
-    """Seconds that the first cell of *notebook* says that it runs; None where it says nothing."""
-    first = notebook.cells[0].source if notebook.cells else ""
-    said = re.search(r"\*\*Time:\*\*.*run (?:about )?(\d+(?:\.\d+)?) (s|min)", first)
-    return float(said[1]) * (60 if said[2] == "min" else 1) if said else None
+def _live(cell) -> str:
+    """What the output of *cell* that is written over just now shows; "" where there is none."""
+    shown = [one for one in cell.get("outputs", ()) if one.get("metadata") == MARK]
+    return shown[-1].data["text/plain"] if shown else ""
 
 
 def _paragraph(notebook, kind: str) -> str:

@@ -13,6 +13,7 @@ VERSION = "2026-11-28"
 HOME = {
     "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
     "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",
+    "LoRA": "labkit.passes.training.ReportedLoRA",
     "LoraExtractor": "labkit.passes.adapters.LoraExtractor",
 }
 

@@ -15,6 +15,7 @@ from awq.utils.module import exclude_layers_to_not_quantize, get_named_linears, 
 
 from labkit.grid import pack_awq, round_to_grid
 from labkit.passes.awq_search import batches, best_scales, clipped
+from labkit.progress import track
 
 
 def quantizer_on(device: str) -> type[AwqQuantizer]:
@@ -64,7 +65,8 @@ class DeviceQuantizer(AwqQuantizer):
 
     def _quantize(self) -> None:
         self.inps = self.inps.to(self.device)
-        for block, kwargs in zip(self.modules, self.module_kwargs, strict=True):
+        calls = list(zip(self.modules, self.module_kwargs, strict=True))
+        for block, kwargs in track(calls, "blocks"):
             kwargs = self._moved(kwargs)
             block.to(self.device)
             linears = exclude_layers_to_not_quantize(

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
 from labkit.grid import BITS, pack_onnx, round_to_grid
+from labkit.progress import report
 from labkit.settings import carry_settings
 
 
@@ -145,6 +146,7 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
         self.attention_attrs["rope"] = self.attention_attrs["use_rope_in_attn"]
     make(self, layer_id, attention, root_input, **kwargs)
     self.window_size = window
+    report("layers", layer_id + 1, self.num_layers)  # most of one: its MLP follows
 
 
 def _make_attention_init(self, make=Model.make_attention_init):

@@ -102,7 +102,9 @@ class WorkspaceRegistry(Registry):
         )
 
     def fetch(self, name: str, version: str, out: Path) -> None:
-        download(*sdk.stored(self.client, name, version), out)
+        with Progress(every=5) as progress:
+            progress.show("download")
+            download(*sdk.stored(self.client, name, version), out)
 
     @contextlib.contextmanager
     def progress(self, mb: float):

@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from azure.core import MatchConditions
 
 from labkit.errors import LabError
+from labkit.progress import report
 
 # bytes that are asked for at once, held in memory, and lost with a dropped connection
 RANGE = 32 * 2**20
@@ -45,12 +47,18 @@ def download(container, prefix: str, out: Path) -> None:
             f"the model needs {missing / 1e9:.1f} GB, and the disk of {out} has {free / 1e9:.1f} "
             "GB free. Free some space, or set LAB_RUNS to a folder on a larger disk."
         )
+    total, done = sum(blob.size for blob in todo.values()), 0
     for target, blob in todo.items():
-        _download_file(container, blob, target)
+        for size in _download_file(container, blob, target):
+            report("MB", (done + size) / 1e6, total / 1e6)
+        done += blob.size
 
 
-def _download_file(container, blob, target: Path) -> None:
-    """Writes *blob* to *target*, through FILE.ETAG.part: other content has another etag."""
+def _download_file(container, blob, target: Path) -> Iterator[int]:
+    """Writes *blob* to *target*, through FILE.ETAG.part: other content has another etag.
+
+    Yields how many bytes are there, before each range.
+    """
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{re.sub('[^0-9A-Za-z]', '', blob.etag)}.part")
@@ -61,6 +69,7 @@ def _download_file(container, blob, target: Path) -> None:
     # only ever appended to: a process that is killed leaves no hole, whatever it was doing
     with open(part, "ab") as file:
         while (start := file.tell()) < blob.size:
+            yield start
             length = min(RANGE, blob.size - start)
             file.write(container.download_blob(blob.name, start, length, **options).readall())
     part.rename(target)

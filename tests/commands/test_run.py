@@ -3,11 +3,13 @@
 import os
 
 import pytest
+from tiny_course import only_lab
 
-from labkit import course as labs
-from labkit.commands import execute, main
+from labkit.commands import main
 from labkit.course import Entry
+from labkit.pace import seconds
 from labkit.products import folder_lock
+from labkit.profiles import PROFILES
 
 ALL = ["01", "02", "03"]
 
@@ -104,19 +106,9 @@ def test_what_a_lab_took_before_is_expected(rerun, executed, products, write):
     assert executed.expected["02"] == took
 
 
-@pytest.mark.parametrize(
-    ("said", "seconds"),
-    [
-        ("**Time:** read 5 min, run about 1.5 min on two cores", 90),
-        ("**Time:** read 4 min, run 40 s", 40),
-        ("no such line", None),
-    ],
-)
-def test_without_an_earlier_run_the_notebook_says_how_long_it_takes(said, seconds):
-    import nbformat
-
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# Lab\n\n{said}")])
-    assert execute._said(book) == seconds
+def test_without_an_earlier_run_the_table_says_how_long_it_takes(rerun, executed):
+    rerun()
+    assert executed.expected["02"] == seconds(PROFILES["cpu"], "02") > 0
 
 
 def test_notebooks_run_in_kernels_with_the_run_s_settings(course, write, capsys):
@@ -137,13 +129,11 @@ def test_notebooks_run_in_kernels_with_the_run_s_settings(course, write, capsys)
 
 
 @pytest.fixture
-def one_lab(course, write, monkeypatch):
+def one_lab(course, write):
     """A course of lab 01 alone, with the code that is given."""
 
     def only(code):
-        for number in ("02", "03"):
-            monkeypatch.delitem(labs.LABS, number)
-        monkeypatch.setitem(labs.LABS, "01", Entry("setup"))
+        only_lab(Entry("setup"))
         write("01", code)
 
     return only

@@ -14,6 +14,7 @@ from labkit.grid import round_to_grid
 from labkit.passes.awq import awq_quantize
 from labkit.passes.awq_blocks import DeviceQuantizer, quantizer_on
 from labkit.passes.awq_search import best_scales, clipped
+from labkit.progress import Progress
 
 SETTINGS = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
 
@@ -225,7 +226,9 @@ def test_each_block_gets_better_by_scales_and_better_by_clipping(tiny):
 def test_a_packed_checkpoint_is_unpacked_with_its_weights_on_the_grid(tiny, tmp_path):
     calibration = torch.randint(0, 256, (8, 128), generator=torch.Generator().manual_seed(1))
     settings = {"group_size": 32, "dtype": "float32", "device": "cpu"}
-    awq_quantize(tiny, tmp_path / "awq", calibration=calibration.tolist(), **settings)
+    with Progress() as progress:
+        awq_quantize(tiny, tmp_path / "awq", calibration=calibration.tolist(), **settings)
+    assert str(progress.stage) == "2 of 2 blocks"
     packed = load_file(next((tmp_path / "awq").glob("*.safetensors")))
     # whatever the search computed in
     assert {tensor.dtype for tensor in packed.values()} == {torch.int32, torch.float16}

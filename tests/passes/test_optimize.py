@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import labkit
+from labkit.progress import Progress
 from labkit.session import Lab
 
 SIZES = {
@@ -52,10 +53,12 @@ def test_olive_knows_our_passes():
     from labkit.passes.adapters import LoraExtractor
     from labkit.passes.awq import AwqQuantizer
     from labkit.passes.builder import LoraModelBuilder
+    from labkit.passes.training import ReportedLoRA
 
     package = OlivePackageConfig.parse_file_or_obj(labkit.olive_passes())
     for kind in (AwqQuantizer, LoraModelBuilder, LoraExtractor):
         assert package.import_pass_module(kind.__name__) is kind
+    assert package.import_pass_module("LoRA") is ReportedLoRA
 
 
 def test_olive_reads_no_input_model_for_the_name_of_a_cache(tmp_path, monkeypatch):
@@ -124,7 +127,9 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
     )
     if not settings["tie_word_embeddings"]:
         workflow["passes"] = with_small_embedding(workflow["passes"])
-    onnx_dir = optimized(workflow, tmp_path / "onnx")
+    with Progress() as progress:
+        onnx_dir = optimized(workflow, tmp_path / "onnx")
+    assert str(progress.stage) == "2 of 2 layers"
     assert_valid(onnx_dir / "model.onnx")
     genai = json.loads((onnx_dir / "genai_config.json").read_text())
     assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores

@@ -394,10 +394,13 @@ def test_a_download_that_is_cut_off_goes_on_where_it_was(
     fault = azure.fault("cut_body", method="GET", path="model.onnx", after=500, skip=3, times=99)
     with pytest.raises(LabError, match="the network does not carry the connection"):
         registry.download(NAME, "1", tmp_path / "back")
-    fault.times, before = 0, len(azure.requests)
+    fault.times, before, told = 0, len(azure.requests), []
+    monkeypatch.setattr(blobs, "report", lambda *args: told.append(args))
     registry.download(NAME, "1", tmp_path / "back")
     asked = [r for r in azure.requests[before:] if r.path.endswith("model.onnx")]
     assert len(asked) == 4, "seven ranges, three of which were there"
+    mb = [done for unit, done, total in told if unit == "MB"]
+    assert mb == sorted(mb) and mb[:4] == pytest.approx([0.003, 0.004, 0.005, 0.006])
     assert check_manifest(tmp_path / "back") == check_manifest(package)
 
 
