@@ -13,7 +13,13 @@ from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.registry import VARIABLES
 
-pytest_plugins = ["azure_rig.fixtures", "registry_fixtures", "side_by_side", "tiny_course"]
+pytest_plugins = [
+    "azure_rig.fixtures",
+    "quick",
+    "registry_fixtures",
+    "side_by_side",
+    "tiny_course",
+]
 
 
 def pytest_configure(config):

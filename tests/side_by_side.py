@@ -21,6 +21,8 @@ LAST = (
     "test_play.py",
     "test_trained.py",
 )
+# These take longest: taken first, they leave no worker without work at the end of their phase.
+FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
 UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
 PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 
@@ -43,7 +45,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Unit tests, then the notebooks in order, then what takes their products."""
-    items.sort(key=lambda item: phase(item.path))
+    items.sort(key=lambda item: (phase(item.path), item.path.name not in FIRST))
 
 
 def pytest_collection_finish():

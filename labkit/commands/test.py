@@ -8,10 +8,12 @@ from labkit.profiles import ROOT
 
 HELP = """usage: ./lab test [--quick | --all] [pytest's arguments]
 
-  --quick  less than 90 s, while you work: no notebook and no real model, no fault that takes a
-           process, a kernel, a disk or a browser of its own, no Azure
+  --quick  less than 90 s, while you work. It leaves out the notebooks and what takes their
+           products, tests/faults, tests/passes, the architectures and Phi, the emulated Azure,
+           and the faults of a network
   --all    also the tests marked slow
-  Two tests are run at a time, unless pytest is given arguments."""
+
+Two workers share the tests. With arguments, pytest runs in one process."""
 
 
 def main(arguments: list[str]) -> int:
@@ -21,11 +23,9 @@ def main(arguments: list[str]) -> int:
         return 0
     rest = [argument for argument in arguments if argument not in ("--quick", "--all")]
     options = [] if "--all" in arguments else ["-m", "not slow"]
-    if "--quick" in arguments:
-        options.append("--quick")
-    if not rest:
-        options += ["-n", "2"]
+    quick = ["--quick"] * ("--quick" in arguments)
+    workers = [] if rest else ["-n", "2"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *rest], cwd=ROOT, env=env
+        [sys.executable, "-m", "pytest", *options, *quick, *workers, *rest], cwd=ROOT, env=env
     ).returncode
