@@ -1,5 +1,5 @@
 """All tests on several workers (pytest-xdist), in three phases: unit tests beside one another; the
-notebooks alone, for they measure speed; what takes their products, beside one another again.
+notebooks alone, for they measure speed; what takes their products, beside labs of other runs.
 """
 
 import gc
@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-# Each of these takes the products of the notebooks of this test run, or runs labs of its own.
-LAST = (
+# Each of these takes the products of the notebooks of this test run, and may write beside them.
+TAKE_PRODUCTS = (
     "test_browser.py",
     "test_azure_labs.py",
     "test_solutions.py",
     "test_outcome.py",
     "test_graph.py",
     "test_killed.py",
-    "test_play.py",
-    "test_trained.py",
 )
+RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.
 FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
 UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
@@ -31,7 +30,7 @@ def phase(path: Path) -> int:
     """The phase in which the tests of the file *path* are run."""
     if path.suffix == ".ipynb":
         return NOTEBOOKS
-    return AFTERWARDS if path.name in LAST else UNITS
+    return AFTERWARDS if path.name in TAKE_PRODUCTS + RUN_LABS else UNITS
 
 
 def pytest_configure(config):
@@ -64,11 +63,13 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
-        """A worker takes whole files, in order; one takes all the notebooks."""
+        """A worker takes whole files, in order; one takes all that write to the same folder."""
 
         def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return "notebooks" if file.endswith(".ipynb") else file
+            file = Path(nodeid.partition("::")[0])
+            if file.name in TAKE_PRODUCTS:
+                return "what takes products"
+            return "notebooks" if file.suffix == ".ipynb" else str(file)
 
     config.option.loadscopereorder = False
     return Files(config, log)

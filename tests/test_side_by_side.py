@@ -62,7 +62,8 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
         return [float(getattr(found[name], which)) for name in names]
 
     assert max(times(FILES, "ended")) < min(times(NOTEBOOKS, "began"))
-    assert found["01.ipynb"].worker == found["02.ipynb"].worker
+    for one, other in (("01.ipynb", "02.ipynb"), ("test_graph.py", "test_outcome.py")):
+        assert found[one].worker == found[other].worker
     assert times(NOTEBOOKS, "began") == sorted(times(NOTEBOOKS, "began"))
     assert max(times(NOTEBOOKS, "ended")) < min(times(AFTERWARDS, "began"))
     assert len({found[name].worker for name in (*FILES, *AFTERWARDS)}) == 2

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from quick import NOT_QUICK
-from side_by_side import FIRST, LAST
+from side_by_side import FIRST, RUN_LABS, TAKE_PRODUCTS
 
 from labkit.commands import test as command
 from labkit.profiles import ROOT
@@ -31,4 +31,4 @@ def test_two_workers_unless_pytest_is_given_arguments(monkeypatch, given, passed
 
 def test_every_name_in_the_lists_is_a_test():
     there = {path.name for path in (ROOT / "tests").rglob("*")}
-    assert {*NOT_QUICK, *FIRST, *LAST} <= there
+    assert {*NOT_QUICK, *FIRST, *TAKE_PRODUCTS, *RUN_LABS} <= there
