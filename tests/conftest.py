@@ -9,6 +9,7 @@ import pytest
 from samples import tiny_config
 
 from labkit.course import LABS
+from labkit.machine import TELEMETRY_OFF
 from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.registry import VARIABLES
@@ -30,6 +31,7 @@ def pytest_configure(config):
         "1"  # a config.json above the repository must not make tests upload
     )
     os.environ.setdefault("LAB_STEPS", "8")
+    os.environ.update(TELEMETRY_OFF)  # Olive and ONNX Runtime also run in the tests' own process
     if hasattr(config, "workerinput"):
         pass  # a worker of pytest-xdist has the folder of the test run
     elif os.environ.get("CI"):  # kept for whoever reads a failure

@@ -3,8 +3,8 @@
 import os
 
 import pytest
+from tiny_course import only_lab
 
-from labkit import course as labs
 from labkit.commands import execute, main
 from labkit.course import Entry
 from labkit.products import folder_lock
@@ -137,13 +137,11 @@ def test_notebooks_run_in_kernels_with_the_run_s_settings(course, write, capsys)
 
 
 @pytest.fixture
-def one_lab(course, write, monkeypatch):
+def one_lab(course, write):
     """A course of lab 01 alone, with the code that is given."""
 
     def only(code):
-        for number in ("02", "03"):
-            monkeypatch.delitem(labs.LABS, number)
-        monkeypatch.setitem(labs.LABS, "01", Entry("setup"))
+        only_lab(Entry("setup"))
         write("01", code)
 
     return only
