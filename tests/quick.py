@@ -10,6 +10,7 @@ NOT_QUICK = (
     "test_azure.py",
     "test_azure_faults.py",
     "test_azure_rig.py",
+    "test_models.py",
     "test_network.py",
     "test_phi.py",
     "test_side_by_side.py",
