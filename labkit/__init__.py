@@ -32,6 +32,7 @@ _HOME = {
     "olive_passes": "passes",
     "unpack_awq": "passes.awq",
     "load_adapter": "weights",
+    "write_adapter": "passes.adapters",
     "compare_weights": "grid",
     "bars": "charts",
     "lines": "charts",

@@ -1,5 +1,7 @@
 """Held-out loss and speed, of a torch model and of an ONNX model, measured the same way."""
 
+import contextlib
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,19 +15,29 @@ from labkit.prompts import chat_ids
 NATS = "nats per token"
 
 
-def torch_logits(model) -> Callable:
-    """Token ids -> logits [tokens, vocabulary], of a transformers causal model."""
-    import torch
+AT_ONCE = 4  # records; more gain nothing on two cores, where four take 6/7 of the time of each
 
-    def logits(ids):
+
+def torch_logits(model) -> Callable:
+    """Lists of token ids -> logits [lists, tokens, vocabulary], of a transformers causal model.
+
+    Called with a number *first* as well, it gives those of the tokens from there on. Shorter lists
+    are padded behind their end, where nothing looks back from.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    def logits(rows, first=0):
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        kept = ids.shape[1] - first
         with torch.inference_mode():
-            return model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+            return model(input_ids=ids.to(model.device), logits_to_keep=kept).logits
 
     return logits
 
 
 class OnnxLogits:
-    """Token ids -> logits [tokens, vocabulary], of the ONNX model in *folder*.
+    """What :func:`torch_logits` returns, of the ONNX model in *folder*.
 
     With an *adapter* file or without. It is run in ONNX Runtime itself, because GenAI returns the
     logits of the last position only. Raises LabError where a file is missing or damaged, where
@@ -39,78 +51,105 @@ class OnnxLogits:
         import numpy as np
         import onnxruntime as ort
 
-        options, self.options = ort.SessionOptions(), ort.RunOptions()
+        options = ort.SessionOptions()
         options.intra_op_num_threads = threads()
-        options.log_severity_level = self.options.log_severity_level = 3
-        self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
-        try:
+        options.log_severity_level = 3
+        self.folder = folder
+        with self._explained():
             self.session = ort.InferenceSession(
                 str(folder / "model.onnx"), options, providers=[provider]
             )
-            if adapter:
-                self.adapter.Load(str(adapter))
-        except Exception as error:  # ONNX Runtime's own are of no common kind
-            why = " ".join(str(error).split())[-200:]
-            raise LabError(
-                f"ONNX Runtime cannot load the model in {folder}, or its adapter: a file is "
-                f"missing or damaged (...{why}). Make it again: run lab 04."
-            ) from error
         if (used := self.session.get_providers()[0]) != provider:
             raise LabError(
                 f"ONNX Runtime runs on {used}, not on {provider}. Run './lab setup --gpu', or "
                 "use the cpu profile."
             )
-        if adapter:
-            self.options.add_active_adapter(self.adapter)
+        self._use(adapter)
         inputs = {one.name: one for one in self.session.get_inputs()}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.names = inputs.keys()
         shapes = {one.name: one.shape for one in self.session.get_outputs()}
         self.rows = shapes["logits"][-1]
         self.cache = {
-            name: np.zeros((1, one.shape[1], 0, one.shape[3]), types[one.type])
+            name: ((one.shape[1], 0, one.shape[3]), types[one.type])
             for name, one in inputs.items()
             if name.startswith("past_key_values")
         }
 
-    def __call__(self, ids):
+    def __call__(self, rows, first=0):
         import numpy as np
         import torch
 
-        if not len(ids) or min(ids) < 0 or max(ids) >= self.rows:
-            given = ", ".join(map(str, ids[:8])) or "none"
-            raise LabError(
-                f"the model reads at least one token, by its id from 0 to {self.rows - 1:,}; "
-                f"these are {given}. Correct the cell that makes them."
-            )
+        for ids in rows:
+            if not len(ids) or min(ids) < 0 or max(ids) >= self.rows:
+                given = ", ".join(map(str, ids[:8])) or "none"
+                raise LabError(
+                    f"the model reads at least one token, by its id from 0 to {self.rows - 1:,}; "
+                    f"these are {given}. Correct the cell that makes them."
+                )
+        shape = len(rows), max(map(len, rows))
+        padded = np.zeros(shape, np.int64)
+        for row, ids in zip(padded, rows, strict=True):
+            row[: len(ids)] = ids
         feed = {
-            "input_ids": np.array([ids]),
-            "attention_mask": np.ones((1, len(ids)), np.int64),
-            "position_ids": np.arange(len(ids))[None],
+            "input_ids": padded,
+            "attention_mask": np.ones(shape, np.int64),
+            "position_ids": np.tile(np.arange(shape[1]), (shape[0], 1)),
         }
         feed = {name: value for name, value in feed.items() if name in self.names}
-        return torch.from_numpy(
-            self.session.run(["logits"], feed | self.cache, self.options)[0][0]
-        )
+        for name, (sizes, kind) in self.cache.items():
+            feed[name] = np.zeros((shape[0], *sizes), kind)
+        return torch.from_numpy(self.session.run(["logits"], feed, self.options)[0][:, first:])
+
+    def using(self, adapter: Path) -> "OnnxLogits":
+        """The same model, loaded once, with the file *adapter*."""
+        other = copy.copy(self)
+        other._use(adapter)
+        return other
+
+    def _use(self, adapter: Path | None) -> None:
+        import onnxruntime as ort
+
+        self.options = ort.RunOptions()
+        self.options.log_severity_level = 3
+        self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
+        if adapter:
+            with self._explained():
+                self.adapter.Load(str(adapter))
+            self.options.add_active_adapter(self.adapter)
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's own are of no common kind
+            why = " ".join(str(error).split())[-200:]
+            raise LabError(
+                f"ONNX Runtime cannot load the model in {self.folder}, or its adapter: a file is "
+                f"missing or damaged (...{why}). Make it again: run lab 04."
+            ) from error
 
 
 def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list[float]]:
     """Cross-entropy of each response token in nats; one list a record.
 
-    The token that ends the turn is one of them. *logits* maps token ids to logits, as
-    :func:`torch_logits` and :class:`OnnxLogits` do. Each record runs alone, so that padding cannot
-    matter.
+    The token that ends the turn is one of them. *logits* is what :func:`torch_logits` returns, or
+    an :class:`OnnxLogits`. Records of like length go through the model together.
     """
-    import torch
+    from torch import tensor
+    from torch.nn.functional import cross_entropy
 
-    losses = []
-    for record in records:
-        ids, start = chat_ids(tokenizer, record)
-        predicted = logits(ids)[start - 1 : -1].float()
-        wanted = torch.tensor(ids[start:], device=predicted.device)
-        losses.append(
-            torch.nn.functional.cross_entropy(predicted, wanted, reduction="none").tolist()
-        )
+    losses: list[list[float]] = [[] for _ in records]
+    rows = [(*chat_ids(tokenizer, record), place) for place, record in enumerate(records)]
+    rows.sort(key=lambda row: len(row[0]))
+    for at in range(0, len(rows), AT_ONCE):
+        together = rows[at : at + AT_ONCE]
+        first = min(start for _, start, _ in together) - 1
+        found = logits([ids for ids, _, _ in together], first)
+        for one, (ids, start, place) in zip(found, together, strict=True):
+            predicted = one[start - 1 - first : len(ids) - 1 - first].float()
+            wanted = tensor(ids[start:], device=predicted.device)
+            losses[place] = cross_entropy(predicted, wanted, reduction="none").tolist()
     return losses
 
 

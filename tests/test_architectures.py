@@ -196,6 +196,7 @@ class Route:
     on: float
     # how much worse, in transformers' logits, GenAI's tokens are than the best, in their spreads
     worse: list[float]
+    same_file: bool  # the adapter written beside the graph, and the one that Olive takes out of it
 
 
 def rounded_to_nearest(folder: Path):
@@ -268,6 +269,12 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
     onnx_dir = olive_run(workflow, folder / "onnx")
     assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
+    labkit.write_adapter(
+        folder / "again.onnx_adapter",
+        folder / "adapter",
+        graph=onnx_dir / "model.onnx",
+        model_dir=folder / "dense",
+    )
     return Route(
         values=values,
         plain_rounding=apart(losses(rounded_to_nearest(folder / "base")), base),
@@ -280,7 +287,17 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         off=apart(losses(onnx_dir), plain),
         on=apart(losses(onnx_dir, adapter=adapter), tuned),
         worse=worse(model, onnx_dir, adapter, tokenizer),
+        same_file=weights_in(folder / "again.onnx_adapter") == weights_in(adapter),
     )
+
+
+def weights_in(adapter: Path) -> dict[str, tuple]:
+    """Name -> type, shape and bytes of each weight; the file itself has them in no fixed order."""
+    import onnxruntime as ort
+
+    parameters = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
+    arrays = {name: value.numpy() for name, value in parameters.items()}
+    return {name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()}
 
 
 def worse(model, onnx_dir: Path, adapter: Path, tokenizer) -> list[float]:
@@ -368,7 +385,7 @@ def same_logits(
     for count in (8, 32, 33, 64, 65, 200):  # below and beyond each window and original length
         with torch.inference_mode():
             wanted = model(torch.tensor([ids[:count]])).logits[0]
-        found[count] = ((logits(ids[:count]).float() - wanted).norm() / wanted.norm()).item()
+        found[count] = ((logits([ids[:count]])[0].float() - wanted).norm() / wanted.norm()).item()
     return found
 
 
@@ -404,6 +421,7 @@ def test_windows_of_some_layers_only(kind, tmp_path, byte_tokenizer):
 @pytest.mark.parametrize("kind", CARRIED)
 def test_the_route(kind, route):
     assert all(checks(kind, route(kind)).values()), route(kind)
+    assert route(kind).same_file
 
 
 def checks(kind: str, found: Route) -> dict[str, bool]:

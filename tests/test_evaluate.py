@@ -21,12 +21,23 @@ def table():
     return np.random.default_rng(3).normal(0, 4, (257, 257)).astype(np.float32)
 
 
+def known(table):
+    """As torch_logits returns it, of a model that looks at the last token only."""
+
+    def logits(rows, first=0):
+        longest = max(map(len, rows))
+        padded = [row + [0] * (longest - len(row)) for row in rows]
+        return torch.tensor(table[padded])[:, first:]
+
+    return logits
+
+
 # ---- losses
 
 
 def test_the_loss_is_minus_the_log_of_the_wanted_token_s_share(table, byte_tokenizer):
     """By hand, on known logits: of the response and the end of its turn, and of no other token."""
-    found = record_losses(lambda ids: torch.tensor(table[ids]), byte_tokenizer, RECORDS)
+    found = record_losses(known(table), byte_tokenizer, RECORDS)
     for record, losses in zip(RECORDS, found, strict=True):
         text = f"user:{record['prompt']}<end>assistant:"
         prompt = byte_tokenizer.encode(text)
@@ -41,8 +52,7 @@ def test_the_loss_is_minus_the_log_of_the_wanted_token_s_share(table, byte_token
 
 def test_half_precision_logits_are_summed_in_float32(table, byte_tokenizer):
     whole, half = (
-        record_losses(lambda ids, t=t: torch.tensor(t[ids]), byte_tokenizer, RECORDS)
-        for t in (table, table.astype(np.float16))
+        record_losses(known(t), byte_tokenizer, RECORDS) for t in (table, table.astype(np.float16))
     )
     np.testing.assert_allclose(sum(whole, []), sum(half, []), atol=0.02)
 
@@ -103,10 +113,17 @@ def test_torch_and_onnx_agree_on_one_model(tiny, onnx_dir):
     tokenizer = labkit.load_tokenizer(tiny)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     in_torch, in_onnx = labkit.torch_logits(model), OnnxLogits(onnx_dir)
-    ids = list(range(40, 60))
-    assert in_torch(ids).shape == in_onnx(ids).shape == (20, 257)
+    ids = [list(range(40, 60)), [7]]
+    assert in_torch(ids).shape == in_onnx(ids).shape == (2, 20, 257)
+    assert in_torch(ids, 15).shape == in_onnx(ids, 15).shape == (2, 5, 257)
     found = [record_losses(logits, tokenizer, RECORDS) for logits in (in_torch, in_onnx)]
     np.testing.assert_allclose(sum(found[0], []), sum(found[1], []), atol=1e-3)
+    many = [*RECORDS, *map(qa, range(3, 9))]
+    for logits in (in_torch, in_onnx):
+        together = record_losses(logits, tokenizer, many)
+        alone = [record_losses(logits, tokenizer, [record])[0] for record in many]
+        assert [len(row) for row in alone] == [len(row) for row in together]
+        np.testing.assert_allclose(sum(together, []), sum(alone, []), atol=1e-4)
     assert mean_loss(found[0]).mean == pytest.approx(mean_loss(found[1]).mean, abs=1e-4)
 
 
@@ -138,10 +155,10 @@ def with_adapter(tmp_path):
 
 def test_the_adapter_is_active_as_long_as_the_logits_are(with_adapter):
     folder, adapter = with_adapter
-    plain, tuned = OnnxLogits(folder), OnnxLogits(folder, adapter=adapter)
-    for _ in range(3):
-        assert plain([1, 3]).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
-        assert tuned([1, 3]).tolist() == [[0, 1, 7, 0], [0, 0, 7, 1]]
+    plain = OnnxLogits(folder)
+    for tuned in [OnnxLogits(folder, adapter=adapter), plain.using(adapter)] * 2:
+        assert plain([[1, 3]])[0].tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+        assert tuned([[1, 3]])[0].tolist() == [[0, 1, 7, 0], [0, 0, 7, 1]]
 
 
 def test_a_provider_that_is_not_there_is_said(with_adapter, monkeypatch):

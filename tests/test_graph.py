@@ -30,7 +30,7 @@ def test_onnx_runtime_takes_each_weight_of_the_adapter_once(onnx_dir):
     weights = ort.AdapterFormat.read_adapter(str(file)).get_parameters()
     names = [one.name for one in logits.session.get_overridable_initializers()]
     assert sorted(names) == sorted(weights)
-    plain, tuned = logits([1, 2, 3]), labkit.OnnxLogits(onnx_dir, adapter=file)([1, 2, 3])
+    plain, tuned = logits([[1, 2, 3]]), labkit.OnnxLogits(onnx_dir, adapter=file)([[1, 2, 3]])
     assert plain.isfinite().all() and (plain - tuned).abs().max() > 0.1
 
 
@@ -83,6 +83,6 @@ def test_the_graph_runs_in_a_browsers_runtime(onnx_dir):
     """On one token without the adapter, with the logits that it has natively."""
     found = read_by(run_on_the_web, onnx_dir / "model.onnx")
     assert "input_ids" in found["inputs"] and not [n for n in found["inputs"] if "lora" in n]
-    wanted = labkit.OnnxLogits(onnx_dir)([1])[0].numpy()
+    wanted = labkit.OnnxLogits(onnx_dir)([[1]])[0, 0].numpy()
     error = np.linalg.norm(np.array(found["logits"]) - wanted) / np.linalg.norm(wanted)
     assert error < 0.05, error

@@ -45,7 +45,7 @@ EDITS = {
     "04": (
         Edit(
             "return labkit.record_losses(logits, tokenizer, records)",
-            "return labkit.record_losses(lambda ids: logits(ids) / 2, tokenizer, records)",
+            "return labkit.record_losses(lambda *rows: logits(*rows) / 2, tokenizer, records)",
             "awq_losses, lora_losses = (",
         ),
     ),
@@ -55,7 +55,7 @@ EDITS = {
             "yield pieces.decode(generator.get_next_tokens()[0]).upper()",
             "compared = []",
         ),
-        Edit("TONES[scores.argmax()]", "TONES[scores.argmin()]", 'lab.record("tone_accuracy"'),
+        Edit("first_ids].argmax(-1)", "first_ids].argmin(-1)", 'lab.record("tone_accuracy"'),
         Edit(
             'return bool(re.match(r".{2,60}, in short',
             'return not bool(re.match(r".{2,60}, in short',

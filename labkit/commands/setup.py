@@ -8,15 +8,15 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from labkit.commands.installer import CPU_INDEX, UV, WHEEL, Installer, tail
 from labkit.errors import LabError
 from labkit.folders import MARK, own, remove
 from labkit.machine import TELEMETRY_OFF
@@ -25,11 +25,10 @@ from labkit.progress import Progress, clock
 
 VENV = ROOT / ".venv"
 CONDA = "on-device-lab"  # the name in environment.yml
-CPU_INDEX = ("--extra-index-url", "https://download.pytorch.org/whl/cpu")
-OFFLINE = (
-    "Without a network: run './lab setup --download DIR' on a machine that has one (same "
-    "system and Python version), copy DIR here, and run './lab setup --wheels DIR'."
-)
+# In .venv, until all is installed: on its disk, whose files then are links, and with nothing left
+# that a damaged file would come back from.
+CACHE = "uv-cache"
+BUILD = ("--no-deps", "--no-build-isolation")  # with the setuptools of the lock
 CHECK = """
 import importlib, importlib.metadata, time
 for module in "torch", "onnxruntime_genai", "olive":
@@ -136,32 +135,23 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
     with _hold(), Progress() as progress:
         _need_space(VENV, 15 if gpu else 5)
         progress.show("make .venv")
+        # what an interrupted call has fetched is not fetched again
+        kept = {"labkit-setup.lock", MARK} | (set() if _marker() else {CACHE})
         for old in VENV.iterdir():
-            if old.name not in ("labkit-setup.lock", MARK):
+            if old.name not in kept:
                 remove(old, inside=VENV)
         _make_venv(VENV)
         progress.line(f"make .venv: Python {sys.version.split()[0]}, {clock(progress.elapsed())}")
-        lock, index = ("gpu.txt", ()) if gpu else _choose(python, wheels, progress)
+        installer = Installer(python, wheels, progress)
+        installer.use_uv(VENV / CACHE)
+        lock, source = ("gpu.txt", installer.sources[0]) if gpu else _choose(installer, VENV)
         path = ROOT / "locks" / lock
-        source = ("--no-index", "--find-links", str(wheels)) if wheels else index
-        _install_builder(python, path, source, wheels, progress)
-        progress.show(f"packages of {lock}")
-        _pip(
-            python,
-            [
-                "install",
-                "--no-deps",
-                "--no-build-isolation",
-                "--use-pep517",
-                *source,
-                "-r",
-                str(path),
-            ],
-            wheels,
-            progress,
-            total=len(pins(path)),
+        _install_builder(installer, path, source)
+        installer.run(f"packages of {lock}", ["install", *BUILD, *source, "-r", str(path)])
+        progress.line(
+            f"packages of {lock}: {len(pins(path))} with {installer.name}, "
+            f"{clock(progress.elapsed())}"
         )
-        progress.line(f"packages of {lock}: {len(pins(path))}, {clock(progress.elapsed())}")
         site = subprocess.run(
             [python, "-c", "import site; print(site.getsitepackages()[0])"],
             capture_output=True,
@@ -170,7 +160,11 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         )
         Path(site.stdout.strip(), "on-device-lab.pth").write_text(f"{ROOT}\n")
         progress.show("first import")
-        _check(python, progress)
+        with ThreadPoolExecutor() as pool:
+            # what is installed stays: it is a further name of the same files
+            dropped = pool.submit(remove, VENV / CACHE, inside=VENV)
+            _check(python, progress)
+        dropped.result()
         aside = VENV / "labkit-lock.json.new"
         aside.write_text(json.dumps({"lock": lock, "digest": _digest(path), "folder": str(VENV)}))
         aside.replace(VENV / "labkit-lock.json")
@@ -188,33 +182,21 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         progress.show("make a temporary environment")
         python = Path(temporary, "bin", "python")
         _make_venv(Path(temporary))
-        lock, index = ("gpu.txt", ()) if gpu else _choose(python, None, progress, folder)
+        # with pip: uv downloads only what it installs
+        installer = Installer(python, None, progress)
+        lock, source = ("gpu.txt", ()) if gpu else _choose(installer, folder)
         path = ROOT / "locks" / lock
-        source = (
-            *index,
-            "--find-links",
-            str(folder),
-        )  # what an interrupted call has fetched is not fetched again
-        _install_builder(python, path, source, None, progress)
-        progress.show(f"packages of {lock}")
+        # what an interrupted call has fetched is not fetched again
+        source = (*source, "--find-links", str(folder))
+        _install_builder(installer, path, source)
         # the one package that comes as source is built here, so that --wheels needs no build
-        command = [
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "--use-pep517",
-            *source,
-            "--wheel-dir",
-            str(folder),
-            "-r",
-            str(path),
-        ]
-        _pip(python, command, None, progress, total=len(pins(path)))
+        command = ["wheel", *BUILD, *source, "--wheel-dir", str(folder)]
+        installer.run(f"packages of {lock}", [*command, "-r", str(path)])
+        taken = clock(progress.elapsed())
+        with contextlib.suppress(LabError):  # --wheels can do without
+            installer.run("uv", [*command, WHEEL, UV], PIP_RETRIES="1")
         mb = sum(file.stat().st_size for file in folder.glob("*.whl")) / 1e6
-        progress.line(
-            f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, "
-            f"{clock(progress.elapsed())}"
-        )
+        progress.line(f"packages of {lock}: {len(pins(path))}, {mb:,.0f} MB in {folder}, {taken}")
     print(
         f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that "
         f"folder: './lab setup{' --gpu' if gpu else ''} --wheels DIR'."
@@ -227,130 +209,30 @@ def pins(lock: Path) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line)
 
 
-def _choose(
-    python: Path, wheels: Path | None, progress: Progress, target: Path | None = None
-) -> tuple[str, tuple[str, ...]]:
-    """The lock that fits the build of torch that pip finds here, and the index that it needs."""
-    torch = pins(ROOT / "locks" / "cpu.txt")["torch"]
+def _choose(installer: Installer, target: Path) -> tuple[str, tuple[str, ...]]:
+    """The lock that fits the build of torch that is found here, and the source that has it."""
+    progress = installer.progress
     progress.show("look for a CPU build of torch")
-    sources = [("--no-index", "--find-links", str(wheels))] if wheels else [CPU_INDEX, ()]
-    for source in sources:
-        found, output = _probe(python, torch, source, wheels)
-        if found:
-            break
-    else:
-        raise LabError(
-            f"pip finds no torch {torch} for Python {sys.version.split()[0]} on this system. "
-            f"{OFFLINE}{_tail(output)}"
-        )
-    # only the default build of torch for Linux asks for the CUDA libraries; a CPU build there says
-    # +cpu
-    cpu = "+cpu" in found or "%2Bcpu" in found or not sys.platform.startswith("linux")
-    if not cpu:
-        _need_space(target or VENV, 15)
-        progress.line(
-            "look for a CPU build of torch: none can be reached, so the default build is "
-            "taken, with its CUDA libraries: about 3 GB to download, 8 GB on disk. To avoid "
-            f"that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
-        )
-        return "cpu-cuda-torch.txt", ()
+    found, source = installer.find_torch(pins(ROOT / "locks" / "cpu.txt")["torch"])
+    # only the default build of torch for Linux asks for the CUDA libraries
+    if "+cpu" in found or not sys.platform.startswith("linux"):
+        progress.line(f"look for a CPU build of torch: {found}, {clock(progress.elapsed())}")
+        return "cpu.txt", source
+    _need_space(target, 15)
     progress.line(
-        f"look for a CPU build of torch: {found.rsplit('/', 1)[-1].replace('%2B', '+')}, "
-        f"{clock(progress.elapsed())}"
+        "look for a CPU build of torch: none can be reached, so the default build is "
+        "taken, with its CUDA libraries: about 3 GB to download, 8 GB on disk. To avoid "
+        f"that, press Ctrl-C and use a network that reaches {CPU_INDEX[1]}."
     )
-    return "cpu.txt", CPU_INDEX if "download.pytorch.org" in found else ()
+    return "cpu-cuda-torch.txt", source
 
 
-def _probe(
-    python: Path, torch: str, source: tuple[str, ...], wheels: Path | None
-) -> tuple[str, list[str]]:
-    """Address of the torch wheel that pip would install, or "", and pip's output."""
-    command = [
-        "install",
-        "--dry-run",
-        "--no-deps",
-        "--ignore-installed",
-        "--retries",
-        "1",
-        "--timeout",
-        "30",
-        *source,
-    ]
-    lines = []
-    with _start_pip(python, [*command, f"torch=={torch}"], wheels) as pip:
-        for line in pip.stdout:
-            lines.append(line)
-            match = re.search(rf"\S*torch-{re.escape(torch)}\S*\.whl", line)
-            if match:
-                # even a dry run would fetch the whole wheel
-                pip.send_signal(signal.SIGINT)
-                return match[0], lines
-    return "", lines
-
-
-def _install_builder(
-    python: Path, lock: Path, source: tuple[str, ...], wheels: Path | None, progress: Progress
-) -> None:
+def _install_builder(installer: Installer, lock: Path, source: tuple[str, ...]) -> None:
     """Installs the locked setuptools: packages that come as source are built with it, not with
     today's newest.
     """
-    _pip(
-        python,
-        ["install", "--no-deps", *source, f"setuptools=={pins(lock)['setuptools']}"],
-        wheels,
-        progress,
-    )
-
-
-def _pip(
-    python: Path, command: list[str], wheels: Path | None, progress: Progress, *, total: int = 0
-) -> None:
-    lines, fetched = [], 0
-    with _start_pip(python, command, wheels) as pip:
-        for line in pip.stdout:
-            lines.append(line)
-            match = re.match(
-                r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s-]+)-\S+"
-                r"\.(?:whl|tar\.gz|zip)( \(.*\))?\s*$",
-                line,
-            )
-            if total and match:
-                fetched += 1
-                progress.show(
-                    f"packages: {fetched} of {total}, {match[1]}{match[2] or ''}", restart=False
-                )
-            elif total and line.startswith("Installing collected"):
-                progress.show(f"packages: unpack {total}", restart=False)
-    if pip.returncode:
-        raise LabError(
-            f"pip failed (exit {pip.returncode}). Run './lab setup' again when its complaint is "
-            f"mended. {OFFLINE}{_tail(lines)}"
-        )
-
-
-def _start_pip(python: Path, command: list[str], wheels: Path | None) -> subprocess.Popen:
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if key != "PYTHONPATH" and not (wheels and key.startswith("PIP_"))
-    }
-    if wheels:
-        # pip adds the links of its configuration to those it is given
-        env["PIP_CONFIG_FILE"] = os.devnull
-    env |= {
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_NO_INPUT": "1",
-        "PIP_USER": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return subprocess.Popen(
-        [python, "-m", "pip", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=env,
-    )
+    builder = f"setuptools=={pins(lock)['setuptools']}"
+    installer.run("setuptools", ["install", "--no-deps", *source, builder])
 
 
 def _make_venv(folder: Path) -> None:
@@ -366,18 +248,20 @@ def _make_venv(folder: Path) -> None:
         raise LabError(
             f"{base} cannot make a virtual environment in {folder}. On Debian and Ubuntu "
             f"install python3.{sys.version_info[1]}-venv ('sudo apt install ...') and run "
-            f"'./lab setup' again.{_tail([made.stdout])}"
+            f"'./lab setup' again.{tail([made.stdout])}"
         )
 
 
 def _check(python: Path, progress: Progress) -> None:
-    env = TELEMETRY_OFF | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # what it imports is compiled here, and kept: uv compiles nothing, and each kernel would anew
+    unset = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    env = TELEMETRY_OFF | {key: value for key, value in os.environ.items() if key not in unset}
     done = subprocess.run([python, "-c", CHECK], capture_output=True, text=True, env=env)
     if done.returncode:
         raise LabError(
             "the packages are installed, but one cannot be imported. Run './lab setup' again; "
             "if that does not help, report what "
-            f"follows.{_tail(done.stderr.splitlines(keepends=True))}"
+            f"follows.{tail(done.stderr.splitlines(keepends=True))}"
         )
     progress.line(f"first import: {clock(progress.elapsed())}\n{done.stdout.rstrip()}")
 
@@ -426,8 +310,3 @@ def _marker() -> dict:
 def _digest(path: Path) -> str:
     # of the pins alone: another comment is no reason to install anew
     return hashlib.sha256(json.dumps(pins(path)).encode()).hexdigest() if path.exists() else ""
-
-
-def _tail(lines: list[str], count: int = 15) -> str:
-    last = "".join(lines).rstrip().splitlines()[-count:]
-    return "\nThe end of the output:\n" + "\n".join(last) if last else ""

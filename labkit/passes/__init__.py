@@ -1,5 +1,6 @@
 """Passes and data components that Olive does not have, and how Olive is told of them."""
 
+import hashlib
 import json
 from importlib import import_module
 from pathlib import Path
@@ -21,15 +22,24 @@ def olive_passes() -> dict[str, Any]:
 
     Makes the data components of labkit/passes/chat_data.py known to Olive, too, and takes the
     question from transformers whether code that comes with a model shall run: Olive passes no
-    trust_remote_code=False on, and a "y" on the standard input would answer it.
+    trust_remote_code=False on, and a "y" on the standard input would answer it. Olive's cache,
+    which a workflow empties, is not worth a reading of the whole input model: size and time of its
+    files name an entry.
     """
+    from olive.model.config import model_config
     from olive.package_config import OlivePackageConfig
     from transformers import dynamic_module_utils
 
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer; 0 is no
+    model_config.hash_file = _size_and_time
 
     import_module("labkit.passes.chat_data")  # Olive knows its components from their import on
     package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
     anywhere = {f"supported_{what}": ["*"] for what in ("providers", "accelerators", "precisions")}
     package["passes"] |= {name: {"module_path": path} | anywhere for name, path in HOME.items()}
     return package
+
+
+def _size_and_time(path: Path, **_) -> str:
+    found = path.stat()
+    return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()

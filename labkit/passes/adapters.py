@@ -1,6 +1,14 @@
-"""Olive's pass that takes the adapter out of the graph, put right: the graph is valid ONNX."""
+"""The adapter beside its graph: Olive's pass that takes one out, put right, and a file for another
+one.
+"""
+
+from pathlib import Path
 
 from olive.passes.onnx.extract_adapters import ExtractAdapters
+
+from labkit.errors import LabError
+from labkit.passes.builder import joined
+from labkit.weights import few, load_adapter
 
 
 class LoraExtractor(ExtractAdapters):
@@ -16,3 +24,86 @@ class LoraExtractor(ExtractAdapters):
         super()._make_dynamic_optional(model, weights, name, config)
         while len(inputs) > count:
             inputs.pop()
+
+
+def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path) -> None:
+    """Writes the LoRA adapter in *adapter_dir* to *out*, an .onnx_adapter file for *graph*.
+
+    The file holds what LoraExtractor would take out of a graph that is built with this adapter.
+    *model_dir* is the checkpoint that both were made from; only its configuration is read. Raises
+    LabError if the adapter is damaged or does not fit the graph.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    inputs = {
+        one.name: one.type.tensor_type
+        for one in onnx.load(graph, load_external_data=False).graph.input
+        if ".lora_" in one.name
+    }
+    weights = _weights(adapter_dir, model_dir)
+    shapes = {name: [dim.dim_value for dim in one.shape.dim] for name, one in inputs.items()}
+    wrong = [
+        name
+        for name in shapes.keys() | weights.keys()
+        if name not in weights
+        or name not in shapes
+        # the rank has no number in the graph
+        or any(
+            there not in (0, here)
+            for there, here in zip(shapes[name], weights[name].shape, strict=True)
+        )
+    ]
+    if wrong:
+        raise LabError(
+            f"the adapter in {adapter_dir} does not fit the inputs of {graph} ({few(wrong)}): it "
+            "has other target layers, or is of another model. Train it with the same "
+            "target_modules, or build a graph for it with the workflow of step 1."
+        )
+    parameters = {}
+    for name, one in inputs.items():
+        kind = onnx.helper.tensor_dtype_to_np_dtype(one.elem_type)
+        parameters[name] = ort.OrtValue.ortvalue_from_numpy(weights[name].numpy().astype(kind))
+    file = ort.AdapterFormat()
+    file.set_parameters(parameters)
+    file.export_adapter(str(out))
+
+
+def _weights(adapter_dir: Path, model_dir: Path) -> dict:
+    """Name of an input of the graph -> the tensor for it, [in, rank] or [rank, out]."""
+    import torch
+    from peft import load_peft_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    with torch.device("meta"):  # the layers have a shape, and no weights
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = load_adapter(model, adapter_dir)
+    # PEFT has put the adapter on meta, too
+    found = load_peft_weights(str(adapter_dir), device="cpu").items()
+    named = {name.replace(".weight", ".default.weight"): weight for name, weight in found}
+    model.load_state_dict(named, strict=False, assign=True)
+    weights = {}
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = {
+            "attn.qkv_proj": _apart_or_fused(
+                attention, ("q_proj", "k_proj", "v_proj"), "qkv_proj"
+            ),
+            "attn.o_proj": [attention.o_proj],
+            "mlp.gate_up_proj": _apart_or_fused(mlp, ("gate_proj", "up_proj"), "gate_up_proj"),
+            "mlp.down_proj": [mlp.down_proj],
+        }
+        for name, linears in parts.items():
+            one = joined(*linears)
+            if hasattr(one, "base_layer"):
+                base = f"model.layers.{number}.{name}"
+                for side, weight in (("A", one.lora_A), ("B", one.lora_B)):
+                    value = weight.default.weight.detach().float().T.contiguous()
+                    weights[f"{base}.lora_{side}.MatMul.weight"] = value
+    return weights
+
+
+def _apart_or_fused(module, apart: tuple[str, ...], fused: str) -> list:
+    names = (fused,) if hasattr(module, fused) else apart
+    return [getattr(module, name) for name in names]

@@ -4,11 +4,11 @@ import hashlib
 import onnxruntime as ort
 
 ten = heldout[:10]
-without = onnx_losses(onnx_dir, records=ten)
+without = onnx_losses(shipped, ten)
 
 
 def losses_with(file):
-    return onnx_losses(onnx_dir, file, ten)
+    return onnx_losses(shipped.using(file), ten)
 
 
 def accepts(file):

@@ -4,10 +4,9 @@ PENALTY = 1.15
 
 def try_penalty(penalty):
     """(Share of answers that loop, share of answers with our style), of some questions."""
-    tried = []
-    for record in heldout[:: max(1, len(heldout) // 6)]:
-        pieces = stream(record, "travel", repetition_penalty=penalty)
-        tried.append("".join(islice(pieces, room(record))).strip())
+    some = heldout[:: max(1, len(heldout) // 6)]
+    answers = answers_to(some, "travel", repetition_penalty=penalty)
+    tried = [text for text, _ in answers]
     looping, styled = percent(map(loops, tried)), percent(map(has_style, tried))
     print(f"penalty {penalty}: {looping.mean:.0f} % loop, {styled.mean:.0f} % in style")
     print(*tried[:3], sep="\n\n", end="\n\n")

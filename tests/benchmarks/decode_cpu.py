@@ -172,8 +172,11 @@ class Llama:
             yield one[0]
             batch = ll.llama_batch_get_one(one, 1)
 
-    def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
-        ids = input_ids[0].tolist()
+    def __call__(self, input_ids: torch.Tensor, logits_to_keep: int) -> SimpleNamespace:
+        rows = [self.logits(ids.tolist())[-logits_to_keep:] for ids in input_ids]
+        return SimpleNamespace(logits=torch.stack(rows))
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
         batch = ll.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
@@ -190,7 +193,7 @@ class Llama:
         found = np.ctypeslib.as_array(
             ll.llama_get_logits(self.context), (len(ids), self.vocabulary)
         )
-        return SimpleNamespace(logits=torch.from_numpy(found.copy())[None])
+        return torch.from_numpy(found.copy())
 
 
 class GenAI:

@@ -300,7 +300,7 @@ def check(work: Path, options) -> None:
             for prompt in prompts:
                 if where == "CPUExecutionProvider" and device == "cuda" and len(prompt) > 4200:
                     continue  # minutes
-                found = logits(prompt)[-64:]
+                found = logits([prompt])[0, -64:]
                 print(
                     f"| {name} | {'on' if on else 'off'} | {len(prompt)} | "
                     f"{relative(found, wanted[on, len(prompt)])} |",

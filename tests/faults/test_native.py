@@ -274,9 +274,9 @@ def test_what_native_code_does(models, tmp_path, what):
 # ---- what labkit keeps from it
 
 LOGITS = {
-    "no tokens": ("labkit.OnnxLogits(folder)([])", "the model reads at least one token"),
-    "a negative id": ("labkit.OnnxLogits(folder)([5, -1])", "these are 5, -1. Correct the cell"),
-    "an id beyond the vocabulary": ("labkit.OnnxLogits(folder)([257])", "its id from 0 to 256;"),
+    "no tokens": ("labkit.OnnxLogits(folder)([[]])", "the model reads at least one token"),
+    "a negative id": ("labkit.OnnxLogits(folder)([[5, -1]])", "these are 5, -1. Correct the cell"),
+    "an id beyond the vocabulary": ("labkit.OnnxLogits(folder)([[257]])", "its id from 0 to 256;"),
     "a missing model": ("labkit.OnnxLogits(work / 'none')", "ONNX Runtime cannot load the model"),
     "a truncated model": (
         "labkit.OnnxLogits(damaged('model.onnx', lambda data: data[:50_000]))",
@@ -305,7 +305,7 @@ def test_losses_of_what_cannot_be_read(models, tmp_path, what):
 
 
 def test_other_ids_have_logits(models, tmp_path):
-    code = "import labkit\nprint(labkit.OnnxLogits(folder)([0, 256]).shape)"
+    code = "import labkit\nprint(labkit.OnnxLogits(folder)([[0, 256]]).shape)"
     assert ran(code, models, tmp_path) == ("", "torch.Size([2, 257])\n")
 
 
@@ -343,6 +343,7 @@ import time
 from itertools import islice, zip_longest
 from types import SimpleNamespace
 import labkit
+import numpy as np
 model = og.Model(str(folder))
 adapters = og.Adapters(model)
 adapters.load(str(folder / ADAPTER), "travel")
@@ -350,13 +351,17 @@ adapters.load(str(folder / ADAPTER), "tone")
 genai_tokenizer, tokenizer = tokenizer(), labkit.load_tokenizer(folder)
 search = json.loads((folder / "genai_config.json").read_text())["search"]
 LIMIT, lab = 40, SimpleNamespace(profile=SimpleNamespace(max_length=512))
-TONES, first_ids = ["a", "b"], [97, 98]
+TONES, first_ids, stop_ids = ["a", "b"], [97, 98], labkit.stop_ids(folder)
 """
     + cell("05", "def stream(")
     + "\n"
     + cell("05", "def room(").partition("\n\n\n")[2].partition("\n\n\nquestion = ")[0]
     + "\n"
-    + cell("05", "def answer(").partition("\n\n\ncompared")[0]
+    + cell("05", "def whole(").partition("\n\n\ncompared")[0]
+    + "\n"
+    + cell("05", "def choose(").partition("\n\n\n")[2]
+    + "\n"
+    + cell("05", "def answers_to(").partition("\n\n\nstop_ids")[0]
     + "\n"
     + "\n\n\n".join(cell("05", "def onnx_ids(").split("\n\n\n")[2:])
     + "\n"
@@ -368,7 +373,9 @@ IN_TURNS = [
 ]
 LAB_06 = cell("06", "def write_answer(")
 CELLS = {
-    "lab 05, the answer of a cell": (LAB_05, "answer(question)"),
+    "lab 05, the answer of a cell": (LAB_05, "whole(question)"),
+    "lab 05, a tone that is chosen": (LAB_05, "choose([question])"),
+    "lab 05, the answers of a batch": (LAB_05, "answers_to([question] * 9)"),
     "lab 05, a stream without a limit": (LAB_05, "list(stream(question))"),
     "lab 05, a stream that is cut": (LAB_05, "list(islice(stream(question, 'travel'), LIMIT))"),
     "lab 05, the tone beside the travel answer": (
@@ -443,3 +450,18 @@ def test_room_for_an_answer():
     assert labkit.room_for_answer(range(496), 512, 60) == 16
     with pytest.raises(LabError, match="takes 497 of the 512 .* Shorten it by 1 and"):
         labkit.room_for_answer(range(497), 512, 3)
+
+
+def test_answers_of_a_batch_are_those_of_each_question_alone(models, tmp_path):
+    code = LAB_05 + (
+        "apart = {'repetition_penalty': 1.5}  # else tiny weights say the same to all\n"
+        "questions = ['ab', 'longer', 'cd', 'q', 'ef'] * 2 + [f'{n:02}' for n in range(9)]\n"
+        "streams = [stream(one, 'travel', **apart) for one in questions]\n"
+        "alone = [''.join(islice(one, LIMIT)).strip() for one in streams]\n"
+        "batched = answers_to(questions, 'travel', **apart)\n"
+        "batched = [text.strip('\ufffd') for text, _ in batched]  # bytes that are no text yet\n"
+        "print(batched == alone, len(set(alone)))"
+    )
+    kind, printed = ran(code, models, tmp_path)
+    same, different = printed.split()
+    assert not kind and same == "True" and int(different) > 5, (kind, printed)

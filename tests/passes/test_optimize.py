@@ -1,6 +1,7 @@
 """Lab 04's workflow, whole, on tiny models."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,25 @@ def test_olive_knows_our_passes():
     package = OlivePackageConfig.parse_file_or_obj(labkit.olive_passes())
     for kind in (AwqQuantizer, LoraModelBuilder, LoraExtractor):
         assert package.import_pass_module(kind.__name__) is kind
+
+
+def test_olive_reads_no_input_model_for_the_name_of_a_cache(tmp_path, monkeypatch):
+    from olive.model import ModelConfig
+
+    def read(*_, **__):
+        pytest.fail("the file was read")
+
+    labkit.olive_passes()
+    monkeypatch.setattr("olive.common.utils.hash_io_stream", read)
+    weights, names = tmp_path / "model.safetensors", set()
+    weights.touch()
+    for time in (1, 1, 2):
+        os.utime(weights, ns=(time, time))
+        model = ModelConfig.model_validate(
+            {"type": "HfModel", "config": {"model_path": str(tmp_path)}}
+        )
+        names.add(model.get_model_id())
+    assert len(names) == 2
 
 
 # ---- with an adapter
@@ -182,5 +202,5 @@ def test_longrope_takes_its_table_by_length(provider, byte_tokenizer, tmp_path, 
     wanted_logits = labkit.torch_logits(AutoModelForCausalLM.from_pretrained(folder))
     ids = torch.randint(0, 256, (40,)).tolist()
     for count in (10, 16, 17, 40):
-        wanted = wanted_logits(ids[:count])
-        assert (logits(ids[:count]).float() - wanted).norm() < 0.01 * wanted.norm(), count
+        wanted = wanted_logits([ids[:count]])
+        assert (logits([ids[:count]]).float() - wanted).norm() < 0.01 * wanted.norm(), count
