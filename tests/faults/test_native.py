@@ -306,7 +306,7 @@ def test_losses_of_what_cannot_be_read(models, tmp_path, what):
 
 def test_other_ids_have_logits(models, tmp_path):
     code = "import labkit\nprint(labkit.OnnxLogits(folder)([[0, 256]]).shape)"
-    assert ran(code, models, tmp_path) == ("", "torch.Size([2, 257])\n")
+    assert ran(code, models, tmp_path) == ("", "torch.Size([1, 2, 257])\n")
 
 
 @pytest.mark.parametrize(
