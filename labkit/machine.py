@@ -2,6 +2,7 @@
 to do.
 """
 
+import contextlib
 import functools
 import os
 import platform
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -50,10 +51,11 @@ def threads() -> int:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide a result."""
-    installed = {d.name.lower(): d.version for d in distributions()}
-    return {"python": platform.python_version()} | {
-        name: installed[name] for name in PACKAGES if name in installed
-    }
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def machine() -> dict[str, str | int | float]:

@@ -1,4 +1,4 @@
-"""One run folder for all notebooks of a test run, and their order."""
+"""One run folder for all notebooks of a test run."""
 
 import os
 import shutil
@@ -9,22 +9,18 @@ import pytest
 from samples import tiny_config
 
 from labkit.course import LABS
+from labkit.machine import TELEMETRY_OFF
 from labkit.products import Products
 from labkit.profiles import ROOT
 from labkit.registry import VARIABLES
 
-pytest_plugins = ["azure_rig.fixtures", "registry_fixtures", "tiny_course"]
-
-# Each of these takes the products of the notebooks of this test run, or runs labs of its own.
-LAST = (
-    "test_browser.py",
-    "test_azure_labs.py",
-    "test_solutions.py",
-    "test_outcome.py",
-    "test_graph.py",
-    "test_play.py",
-    "test_trained.py",
-)
+pytest_plugins = [
+    "azure_rig.fixtures",
+    "quick",
+    "registry_fixtures",
+    "side_by_side",
+    "tiny_course",
+]
 
 
 def pytest_configure(config):
@@ -35,7 +31,10 @@ def pytest_configure(config):
         "1"  # a config.json above the repository must not make tests upload
     )
     os.environ.setdefault("LAB_STEPS", "8")
-    if os.environ.get("CI"):  # kept for whoever reads a failure
+    os.environ.update(TELEMETRY_OFF)  # Olive and ONNX Runtime also run in the tests' own process
+    if hasattr(config, "workerinput"):
+        pass  # a worker of pytest-xdist has the folder of the test run
+    elif os.environ.get("CI"):  # kept for whoever reads a failure
         shutil.rmtree(ROOT / "runs" / "test", ignore_errors=True)
         os.environ["LAB_RUNS"] = str(ROOT / "runs" / "test")
     else:
@@ -43,11 +42,6 @@ def pytest_configure(config):
         os.environ["LAB_RUNS"] = runs.name
         config.add_cleanup(runs.cleanup)
     config.pluginmanager.register(NotRun(), "labs-not-run")
-
-
-def pytest_collection_modifyitems(items):
-    """Unit tests, then the notebooks in order, then what takes their products."""
-    items.sort(key=lambda item: (item.path.suffix == ".ipynb") + 2 * (item.path.name in LAST))
 
 
 class NotRun:

@@ -19,7 +19,7 @@ COMMANDS = {
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
     "status": ("say which labs are complete", "where set up"),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
-    "test": ("run the tests: [--all] [pytest's arguments]", "yes"),
+    "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
 }
 """Name -> (one line of help, whether it runs in the environment that setup makes)."""

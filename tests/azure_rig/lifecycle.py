@@ -213,9 +213,13 @@ class Rig(Cloud, Traffic):
     def process_env(self, env: dict[str, str] | None = None) -> dict[str, str]:
         """The whole environment of a client process: this one's with *env* (rig.env).
 
-        Its own ways to Azure are taken out.
+        Its own ways to Azure are taken out, and what switches telemetry off: labs do that.
         """
-        own = {name: value for name, value in os.environ.items() if not _leads_elsewhere(name)}
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not (_leads_elsewhere(name) or _switches_telemetry_off(name))
+        }
         return own | (self.env if env is None else env)
 
     def apply(self, monkeypatch, env: dict[str, str] | None = None):
@@ -248,6 +252,10 @@ class Rig(Cloud, Traffic):
             "azureml://registries/azureml", name, version, properties, {"appid": "azureml"}
         )
         self.catalog.setdefault(name, {})[version] = body
+
+
+def _switches_telemetry_off(name: str) -> bool:
+    return name.endswith("_DISABLE_TELEMETRY") or name == "BUILDKITE"
 
 
 def _leads_elsewhere(name: str) -> bool:

@@ -12,24 +12,32 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked import run_forked
 from jupyter_client.manager import start_new_kernel
 from labs import kernel_env
 from tiny_course import only_lab, write_notebook
 
+from labkit.capture import RUNNING
 from labkit.commands import main
+from labkit.commands.execute import _why_dead
 from labkit.course import Entry
 
-START = """
+IN_A_PROCESS = """
 import asyncio, os, time
 from pathlib import Path
 from labkit.errors import LabError
 from labkit.profiles import resolve_profile
 from labkit.session import Lab
+lab = Lab("01", resolve_profile())
+"""
+START = (
+    IN_A_PROCESS
+    + """
 from labkit.starting import _show_known_errors_in_short
 _show_known_errors_in_short()
 _show_known_errors_in_short()  # the first cell may be run again
-lab = Lab("01", resolve_profile())
 """
+)
 # loaded before: an interrupt in the midst of torch's import leaves it half loaded
 MODEL = """
 import torch
@@ -58,18 +66,18 @@ class Kernel:
         os.kill(self.manager.provisioner.process.pid, number)
 
     def run(self, code: str, number: int | None = None) -> tuple[str, str]:
-        """(status, what is shown of an error and in red); *number* is a signal after a second."""
+        """(status, what is shown of an error and in red); *number* is a signal to it at work."""
         shown = []
 
         def show(message):
             content = message["content"]
-            if message["msg_type"] == "error":
+            if message["msg_type"] == "execute_input" and number:
+                threading.Timer(0.3, self.signal, [number]).start()
+            elif message["msg_type"] == "error":
                 shown.append("\n".join(content["traceback"]))
             elif message["msg_type"] == "stream" and content["name"] == "stderr":
                 shown.append(content["text"])
 
-        if number:
-            threading.Timer(1, self.signal, [number]).start()
         reply = self.client.execute_interactive(code, output_hook=show, timeout=60)
         return reply["content"]["status"], "\n".join(shown)
 
@@ -290,19 +298,40 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("where", DEATHS)
-def test_a_killed_kernel_names_the_log_of_its_step(course, one_lab, capsys, where):
-    code, step = DEATHS[where]
-    logs_folder = course / "logs"
-    logs_folder.mkdir(parents=True)
+@pytest.fixture
+def earlier_run(course):
+    """The folder of the logs, with one of an earlier run that was killed, too."""
+    logs = course / "logs"
+    logs.mkdir(parents=True)
     (course / ".labkit").touch()
-    (logs_folder / "01-unrelated.log").write_text("an earlier run\n")
-    (logs_folder / ".running").write_text("01-unrelated.log")  # that run was killed, too
-    os.utime(logs_folder / ".running", (1, 1))
+    (logs / "01-unrelated.log").write_text("an earlier run\n")
+    (logs / RUNNING).write_text("01-unrelated.log")
+    os.utime(logs / RUNNING, (1, 1))
+    return logs
+
+
+def names_the_log_of(step: str, said: str) -> bool:
+    """Whether the log of *step* is named and quoted, and no other."""
+    assert "the kernel died" in said and "unrelated" not in said and "01-base.log" not in said
+    assert ("01-awq.log" in said) == ("at work on awq" in said)
+    return ("01-awq.log" in said) == (step == "awq")
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_a_killed_process_names_the_log_of_its_step(earlier_run, tmp_path, where):
+    code, step = DEATHS[where]
+    started = time.time()
+    env = {"LAB_RUNS": os.environ["LAB_RUNS"], "LAB_LOCK_HELD": str(earlier_run.parent)}
+    status, *_ = run_forked(IN_A_PROCESS + code, tmp_path, env=env)
+    assert status in (-signal.SIGKILL, -signal.SIGSEGV)
+    assert names_the_log_of(step, _why_dead(earlier_run, started))
+
+
+@pytest.mark.parametrize("where", ["in a step", "by native code"])
+def test_a_run_whose_kernel_is_killed_says_so(course, earlier_run, one_lab, capsys, where):
+    code, step = DEATHS[where]
     out = one_lab(code, capsys)
-    assert "error: the kernel died" in out and "unrelated" not in out
-    assert ("01-awq.log" in out) == (step == "awq") and "01-base.log" not in out
-    assert ("at work on awq" in out) == (step == "awq")
+    assert "error: the kernel died" in out and names_the_log_of(step, out)
     assert (course / "notebooks" / "01_setup.failed.ipynb").exists()
 
 

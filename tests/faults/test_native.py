@@ -7,12 +7,11 @@ of the labs superfluous.
 
 import json
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
-from labs import ROOT, kernel_env, notebook_of
+from forked import run_forked
+from labs import notebook_of
 from peft import LoraConfig, get_peft_model
 from samples import CPU, tiny_config
 
@@ -118,22 +117,14 @@ def external(change):
 
 def ran(code: str, models, tmp_path) -> tuple[str, str]:
     """("", what it printed), ("ValueError", its text), or ("SIGFPE", "") of a process."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code, str(models), str(tmp_path)],
-        env=kernel_env({"LAB_RUNS": str(tmp_path / "runs")}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT / "notebooks",
+    env = {"LAB_RUNS": str(tmp_path / "runs")}
+    status, printed, error = run_forked(
+        PRELUDE + code, tmp_path, str(models), str(tmp_path), env=env
     )
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name, done.stderr[-300:]
-    if done.returncode:
-        kind, _, text = done.stderr[done.stderr.rindex("Traceback") :].partition("\n\n")[0], "", ""
-        lines = [line for line in kind.splitlines()[1:] if not line.startswith(" ")]
-        kind, _, text = "\n".join(lines).partition(": ")
-        return kind.rpartition(".")[2], text
-    return "", done.stdout
+    if status < 0:
+        return signal.Signals(-status).name, error
+    kind, _, text = error.partition(": ") if status else ("", "", printed)
+    return kind, text
 
 
 FOUND = {
@@ -315,7 +306,7 @@ def test_losses_of_what_cannot_be_read(models, tmp_path, what):
 
 def test_other_ids_have_logits(models, tmp_path):
     code = "import labkit\nprint(labkit.OnnxLogits(folder)([[0, 256]]).shape)"
-    assert ran(code, models, tmp_path) == ("", "torch.Size([2, 257])\n")
+    assert ran(code, models, tmp_path) == ("", "torch.Size([1, 2, 257])\n")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""All tests on several workers (pytest-xdist), in three phases: unit tests beside one another; the
+notebooks alone, for they measure speed; what takes their products, beside labs of other runs.
+"""
+
+import gc
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+# Each of these takes the products of the notebooks of this test run, and may write beside them.
+TAKE_PRODUCTS = (
+    "test_browser.py",
+    "test_azure_labs.py",
+    "test_solutions.py",
+    "test_outcome.py",
+    "test_graph.py",
+    "test_killed.py",
+)
+RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
+# These take longest: taken first, they leave no worker without work at the end of their phase.
+FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
+UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
+PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
+
+
+def phase(path: Path) -> int:
+    """The phase in which the tests of the file *path* are run."""
+    if path.suffix == ".ipynb":
+        return NOTEBOOKS
+    return AFTERWARDS if path.name in TAKE_PRODUCTS + RUN_LABS else UNITS
+
+
+def pytest_configure(config):
+    if workers := getattr(config, "workerinput", None):
+        config.pluginmanager.register(Turns(Path(os.environ["LAB_TURNS"]), workers["workerid"]))
+    elif config.getoption("tx", default=None):
+        turns = tempfile.TemporaryDirectory(prefix="lab-turns-")
+        os.environ["LAB_TURNS"] = turns.name
+        config.add_cleanup(turns.cleanup)
+
+
+def pytest_collection_modifyitems(items):
+    """Unit tests, then the notebooks in order, then what takes their products."""
+    items.sort(key=lambda item: (phase(item.path), item.path.name not in FIRST))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # lab.keep collects garbage, and need not look through all that was imported
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """It waits no more, and nobody for it."""
+    (Path(os.environ["LAB_TURNS"]) / node.gateway.id).write_text(str(ENDED))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        """A worker takes whole files, in order; one takes all that write to the same folder."""
+
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.partition("::")[0])
+            if file.name in TAKE_PRODUCTS:
+                return "what takes products"
+            return "notebooks" if file.suffix == ".ipynb" else str(file)
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
+
+
+class Turns:
+    """A worker, which begins a phase when all others have come to it."""
+
+    def __init__(self, folder: Path, worker: str):
+        self.folder, self.worker = folder, worker
+        self.come_to(UNITS)
+
+    def come_to(self, now: int) -> None:
+        self.now = now
+        (self.folder / self.worker).write_text(str(now))
+        if now == NOTEBOOKS:  # alone, on all cores
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = "1"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        if phase(item.path) == self.now:
+            return
+        self.come_to(phase(item.path))
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and not self.all_are_there():
+            time.sleep(0.1)
+
+    def all_are_there(self) -> bool:
+        # a file that is being written is empty
+        return all(int(at.read_text() or 0) >= self.now for at in self.folder.iterdir())

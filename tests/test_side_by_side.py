@@ -1,0 +1,71 @@
+"""The phases of a test run on two workers, with small files in the place of ours."""
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import nbformat
+
+from labkit.profiles import ROOT
+
+WORK = """
+import os, time
+began = time.time()
+time.sleep({seconds})
+with open({log!r}, "a") as log:
+    print("{name}", began, time.time(), os.environ["PYTEST_XDIST_WORKER"],
+          os.environ.get("OMP_NUM_THREADS"), sep="\\t", file=log)
+"""
+FILES = {"test_first.py": 3, "test_short.py": 0, "test_other.py": 0}
+NOTEBOOKS = {"01.ipynb": 0.5, "02.ipynb": 0}
+AFTERWARDS = {"test_graph.py": 0, "test_outcome.py": 0, "test_play.py": 0}
+
+
+class Done(NamedTuple):
+    name: str
+    began: str
+    ended: str
+    worker: str
+    threads: str
+
+
+def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
+    log = tmp_path / "log"
+    for name, seconds in (FILES | NOTEBOOKS | AFTERWARDS).items():
+        code = WORK.format(seconds=seconds, log=str(log), name=name)
+        if name.endswith(".ipynb"):
+            book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+            book.metadata.kernelspec = {"name": "python3", "display_name": "", "language": ""}
+            nbformat.write(book, tmp_path / name)
+        else:
+            lines = "".join(f"    {line}\n" for line in code.splitlines())
+            (tmp_path / name).write_text(f"def test_it():\n{lines}")
+    (tmp_path / "conftest.py").write_text("pytest_plugins = ['side_by_side']\n")
+    own = ("PYTEST_", "LAB_", "OMP_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    path = filter(None, [str(ROOT / "tests"), env.get("PYTHONPATH")])
+    command = [sys.executable, "-m", "pytest", "--nbmake", "-n", "2", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--rootdir", tmp_path, tmp_path],
+        cwd=tmp_path,
+        env=env | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = [Done(*line.split("\t")) for line in log.read_text().splitlines()]
+    found = {row.name: row for row in rows}
+    assert found.keys() == {*FILES, *NOTEBOOKS, *AFTERWARDS}
+
+    def times(names, which):
+        return [float(getattr(found[name], which)) for name in names]
+
+    assert max(times(FILES, "ended")) < min(times(NOTEBOOKS, "began"))
+    for one, other in (("01.ipynb", "02.ipynb"), ("test_graph.py", "test_outcome.py")):
+        assert found[one].worker == found[other].worker
+    assert times(NOTEBOOKS, "began") == sorted(times(NOTEBOOKS, "began"))
+    assert max(times(NOTEBOOKS, "ended")) < min(times(AFTERWARDS, "began"))
+    assert len({found[name].worker for name in (*FILES, *AFTERWARDS)}) == 2
+    assert {found[name].threads for name in (*FILES, *AFTERWARDS)} == {"1"}
+    assert {found[name].threads for name in NOTEBOOKS} == {"None"}
