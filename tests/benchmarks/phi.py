@@ -1,12 +1,12 @@
-"""The gpu profile at Phi-3.5-mini's size: its exact architecture with seeded random weights, through the notebooks.
+"""The gpu profile at Phi-3.5-mini's size: its exact architecture with seeded random weights,
+through the notebooks.
 
-    python tests/benchmarks/phi.py make WORK                   # model and data python
-    tests/benchmarks/phi.py labs WORK 01 02 03 04       # notebooks, as they are python
-    tests/benchmarks/phi.py route WORK                  # the steps alone, with an untrained
-    adapter python tests/benchmarks/phi.py check WORK                  # logits of the products
-    against transformers python tests/benchmarks/phi.py decode WORK                 # tokens per
-    second against transformers python tests/benchmarks/phi.py table WORK                  # what
-    the labs took
+    phi.py make WORK                  # model and data
+    phi.py labs WORK 01 02 03 04      # notebooks, as they are
+    phi.py route WORK                 # the steps alone, with an untrained adapter
+    phi.py check WORK                 # logits of the products against transformers
+    phi.py decode WORK                # tokens per second against transformers
+    phi.py table WORK                 # what the labs took
 
 Each command ends within ten minutes on an H100. Where the GPU environment is not the locked one
 (README of this folder), only the package check of lab 01 is left out. Random weights answer
@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -347,28 +347,75 @@ def decode(work: Path, options) -> None:
     """
     import torch  # first: ONNX Runtime takes the CUDA libraries that torch has loaded
 
-    import onnxruntime_genai as og  # isort: skip
-
     run = work / "runs" / options.profile
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
-    print(
-        f"genai {og.__version__}, "
-        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
-        flush=True,
-    )
+    on_gpu = torch.cuda.is_available()
+    graph = {"provider_options": [{"cuda": {"enable_cuda_graph": "1"}}]}
+    variants = {"int4 + adapter": (True, None), "int4": (False, None)}
+    if on_gpu:
+        variants |= {
+            "int4 + adapter, CUDA graph": (True, graph),
+            "int4, CUDA graph": (False, graph),
+        }
+    engines = []  # name, tokens of the prompt, a function that returns speeds
+    for name, (adapter, overlay) in variants.items():
+        for count in (128, 2048):
+            measure = partial(
+                genai_speed, run / "onnx", adapter, ids[:count], 128, options.repeats, overlay
+            )
+            engines.append((name, count, measure))
+    if (run / "onnx-cpu").exists():
+        for name, adapter in (("int4 + adapter, CPU", True), ("int4, CPU", False)):
+            measure = partial(
+                genai_speed, run / "onnx-cpu", adapter, ids[:128], 32, options.repeats
+            )
+            engines.append((name, 128, measure))
+    engines += transformers_engines(run, ids, options.repeats)
+    chosen = [engine for engine in engines if options.only in engine[0]]
+    if not chosen:
+        names = dict.fromkeys(name for name, *_ in engines)
+        sys.exit(f"error: no engine has '{options.only}' in its name: {'; '.join(names)}")
+    print(torch.cuda.get_device_name() if on_gpu else "cpu")
+    print("| engine | prompt tokens | first token, ms | tokens/s |\n|---|---|---|---|")
+    for name, count, measure in chosen:
+        try:
+            runs = measure()
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+            print(f"| {name} | {count} | {why} | |", flush=True)
+            continue
+        first, speed = (sorted(values) for values in zip(*runs, strict=True))
+        print(
+            f"| {name} | {count} | {1000 * statistics.median(first):.1f} ({1000 * first[0]:.1f} "
+            f"to {1000 * first[-1]:.1f}) | {statistics.median(speed):.1f} ({speed[0]:.1f} to "
+            f"{speed[-1]:.1f}) |",
+            flush=True,
+        )
+    if on_gpu and not options.only:
+        for name, adapter in (("int4 + adapter", True), ("int4", False)):
+            plain, recorded = (
+                forced_logits(run / "onnx", adapter, ids, overlay) for overlay in (None, graph)
+            )
+            print(
+                f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}",
+                flush=True,
+            )
 
-    def load(folder, adapter, overlay=None):
-        config = og.Config(str(folder))
-        if overlay:
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": overlay}}}))
-        model = og.Model(config)
-        adapters = og.Adapters(model)
-        if adapter:
-            adapters.load(str(folder / "adapter_weights.onnx_adapter"), "travel")
-        return model, adapters
 
-    def started_on(model, adapters, prompt, length, adapter):
+def generator_on(folder: Path, adapter: bool, overlay: dict | None):
+    """A function (prompt, length) -> a GenAI generator that has read it, of one loaded model."""
+    import onnxruntime_genai as og
+
+    config = og.Config(str(folder))
+    if overlay:
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": overlay}}}))
+    model = og.Model(config)
+    adapters = og.Adapters(model)
+    if adapter:
+        adapters.load(str(folder / "adapter_weights.onnx_adapter"), "travel")
+
+    def started(prompt, length):
         settings = og.GeneratorParams(model)
         settings.set_search_options(max_length=length, min_length=length, repetition_penalty=1.0)
         generator = og.Generator(model, settings)
@@ -377,126 +424,97 @@ def decode(work: Path, options) -> None:
         generator.append_tokens(prompt)
         return generator
 
-    def genai(folder, adapter, count, new, overlay=None):
-        model, adapters = load(folder, adapter, overlay)
+    return started
 
-        def once():
-            started = time.perf_counter()
-            generator = started_on(model, adapters, ids[:count], count + new, adapter)
+
+def genai_speed(folder, adapter, prompt, new, repeats, overlay=None) -> list[tuple[float, float]]:
+    """(seconds to the first token, tokens per second after it) of each run but the first."""
+    started_on = generator_on(folder, adapter, overlay)
+
+    def once():
+        started = time.perf_counter()
+        generator = started_on(prompt, len(prompt) + new)
+        generator.generate_next_token()
+        first = time.perf_counter()
+        for _ in range(new - 1):
             generator.generate_next_token()
-            first = time.perf_counter()
-            for _ in range(new - 1):
-                generator.generate_next_token()
-            return first - started, (new - 1) / (time.perf_counter() - first)
+        return first - started, (new - 1) / (time.perf_counter() - first)
 
-        return [once() for _ in range(options.repeats + 1)][1:]
-
-    def forced(folder, adapter, overlay=None):
-        """Logits [64, vocabulary] of single tokens after a prompt of 128, the tokens given."""
-        model, adapters = load(folder, adapter, overlay)
-        generator = started_on(model, adapters, ids[:128], 256, adapter)
-        rows = []
-        for token in ids[128:192]:
-            generator.append_tokens([token])
-            rows.append(torch.tensor(generator.get_logits()).reshape(-1))
-        return torch.stack(rows)
-
-    def report(name, count, measure):
-        if options.only and options.only not in name:
-            return
-        try:
-            runs = measure()
-        except Exception as error:
-            print(
-                f"| {name} | {count} | {type(error).__name__}: {str(error)[:200]} | |", flush=True
-            )
-            return
-        first, speed = (sorted(values) for values in zip(*runs, strict=True))
-        print(
-            f"| {name} | {count} | {1000 * statistics.median(first):.1f} ({1000 * first[0]:.1f} "
-            f"to {1000 * first[-1]:.1f}) | {statistics.median(speed):.1f} ({speed[0]:.1f} to "
-            f"{speed[-1]:.1f}) |",
-            flush=True,
-        )
-
-    print("| engine | prompt tokens | first token, ms | tokens/s |\n|---|---|---|---|")
-    graph = {"provider_options": [{"cuda": {"enable_cuda_graph": "1"}}]}
-    variants = [("int4 + adapter", True, None), ("int4", False, None)]
-    if torch.cuda.is_available():
-        variants += [
-            ("int4 + adapter, CUDA graph", True, graph),
-            ("int4, CUDA graph", False, graph),
-        ]
-    for name, adapter, overlay in variants:
-        for count in (128, 2048):
-            report(name, count, partial(genai, run / "onnx", adapter, count, 128, overlay))
-    if torch.cuda.is_available() and not options.only:
-        for name, adapter in (("int4 + adapter", True), ("int4", False)):
-            plain, recorded = (forced(run / "onnx", adapter, overlay) for overlay in (None, graph))
-            print(
-                f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}",
-                flush=True,
-            )
-    if (run / "onnx-cpu").exists():
-        report("int4 + adapter, CPU", 128, lambda: genai(run / "onnx-cpu", True, 128, 32))
-        report("int4, CPU", 128, lambda: genai(run / "onnx-cpu", False, 128, 32))
-    if not options.only or "transformers" in options.only:
-        transformers_speed(run, ids, options, report)
+    return [once() for _ in range(repeats + 1)][1:]
 
 
-def transformers_speed(run: Path, ids: list[int], options, report) -> None:
-    """bfloat16: one forward call a token (eager), and with static cache and torch.compile."""
+def forced_logits(folder, adapter, ids, overlay):
+    """Logits [64, vocabulary] of single tokens after a prompt of 128, the tokens given."""
+    import torch
+
+    generator = generator_on(folder, adapter, overlay)(ids[:128], 256)
+    rows = []
+    for token in ids[128:192]:
+        generator.append_tokens([token])
+        rows.append(torch.tensor(generator.get_logits()).reshape(-1))
+    return torch.stack(rows)
+
+
+def transformers_engines(run: Path, ids: list[int], repeats: int) -> list[tuple]:
+    """As in decode, of bfloat16: one forward call a token (eager), and with a static cache and
+    torch.compile.
+    """
     import torch
     from transformers import AutoModelForCausalLM, StaticCache
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        AutoModelForCausalLM.from_pretrained(run / "base", dtype=torch.bfloat16).to(device).eval()
-    )
 
-    def once(step, cache, count, new):
-        x, position = (
-            torch.tensor([ids[:count]], device=device),
-            torch.arange(count, device=device),
-        )
+    @cache
+    def model():
+        loaded = AutoModelForCausalLM.from_pretrained(run / "base", dtype=torch.bfloat16)
+        return loaded.to(device).eval()
+
+    @cache
+    def compiled():
+        """And its cache: one for all runs, because CUDA graphs hold addresses."""
+        step = torch.compile(model(), mode="reduce-overhead")
+        return step, StaticCache(config=model().config, max_cache_len=2304)
+
+    @torch.inference_mode()
+    def once(step, past, count, new=64):
+        x = torch.tensor([ids[:count]], device=device)
+        position = torch.arange(count, device=device)
         started = time.perf_counter()
-        with torch.inference_mode():
-            output = model(
-                x, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=position
+        output = model()(
+            x, past_key_values=past, use_cache=True, logits_to_keep=1, cache_position=position
+        )
+        past, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        token.item()
+        first = time.perf_counter()
+        for i in range(count, count + new - 1):
+            position = torch.tensor([i], device=device)
+            output = step(
+                token.clone(), past_key_values=past, use_cache=True, cache_position=position
             )
-            cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            token = output.logits[:, -1:].argmax(-1)
             token.item()
-            first = time.perf_counter()
-            for i in range(count, count + new - 1):
-                position = torch.tensor([i], device=device)
-                output = step(
-                    token.clone(), past_key_values=cache, use_cache=True, cache_position=position
-                )
-                token = output.logits[:, -1:].argmax(-1)
-                token.item()
         return first - started, (new - 1) / (time.perf_counter() - first)
 
-    for count in (128, 2048):
+    def eager(count):
+        return [once(model(), None, count) for _ in range(repeats + 1)][1:]
 
-        def eager(count=count):
-            return [once(model, None, count, 64) for _ in range(options.repeats + 1)][1:]
+    @torch.inference_mode()  # in which the cache was filled
+    def static(count):
+        step, past = compiled()
+        runs = []
+        for _ in range(repeats + 2):
+            past.reset()
+            runs.append(once(step, past, count))
+        return runs[2:]
 
-        report("transformers bf16, eager", count, eager)
+    kinds = {"transformers bf16, eager": eager}
     if device == "cuda":
-        compiled = torch.compile(model, mode="reduce-overhead")
-        for count in (128, 2048):
-
-            def static(count=count):
-                cache = StaticCache(
-                    config=model.config, max_cache_len=2304
-                )  # one for all: CUDA graphs hold addresses
-                runs = []
-                for _ in range(options.repeats + 2):
-                    cache.reset()
-                    runs.append(once(compiled, cache, count, 64))
-                return runs[2:]
-
-            report("transformers bf16, static cache, compiled", count, static)
+        kinds["transformers bf16, static cache, compiled"] = static
+    return [
+        (name, count, partial(measure, count))
+        for name, measure in kinds.items()
+        for count in (128, 2048)
+    ]
 
 
 def main() -> None:
@@ -526,7 +544,9 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--calibration", type=int, default=128, help="records for AWQ in route")
-    parser.add_argument("--only", help="decode: only the engines whose name holds this")
+    parser.add_argument(
+        "--only", default="", help="decode: only the engines whose name holds this"
+    )
     options = parser.parse_args()
     globals()[options.command](options.work.resolve(), options)
 
