@@ -510,13 +510,13 @@ def test_olive_trains_an_adapter(kind, tmp_path, byte_tokenizer):
 # ---- what the notebooks look at
 
 
-def function_of(number: str, name: str):
-    """The function *name* that a cell of a lab defines."""
+def function_of(number: str, name: str, **known):
+    """The function *name* that a cell of a lab defines, beside what is *known* there."""
     for cell in json.loads(notebook_path(number).read_text())["cells"]:
         if cell["cell_type"] == "code":
             for node in ast.parse("".join(cell["source"])).body:
                 if isinstance(node, ast.FunctionDef) and node.name == name:
-                    scope = {"torch": torch}
+                    scope = {"torch": torch} | known
                     exec(ast.unparse(node), scope)
                     return scope[name]
     raise AssertionError(f"lab {number} defines no function {name}")
@@ -536,6 +536,17 @@ def test_lab_02_reads_the_scale_off_the_normalisation(kind, tmp_path, byte_token
     before = gain_of(block)
     search._scale({"prev_op": block.input_layernorm, "layers": []}, scales)
     torch.testing.assert_close(before / gain_of(block), scales, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_lab_03_answers_in_a_batch_what_it_answers_alone(kind, tmp_path, byte_tokenizer):
+    folder = make(kind, tmp_path / "model", byte_tokenizer)
+    answers = function_of(
+        "03", "answers", labkit=labkit, tokenizer=byte_tokenizer, stop_ids=labkit.stop_ids(folder)
+    )
+    model, questions = load(folder), ["a", "some more words than in the others", "bc", "def"]
+    alone = [answers(model, [question], limit=24)[0] for question in questions]
+    assert answers(model, questions, limit=24) == alone and len(set(alone)) > 1
 
 
 # ---- refused
