@@ -85,10 +85,10 @@ class Turns:
     def come_to(self, now: int) -> None:
         self.now = now
         (self.folder / self.worker).write_text(str(now))
-        if now == NOTEBOOKS:  # alone, on all cores
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
+        if now == UNITS:
             os.environ["OMP_NUM_THREADS"] = "1"
+        else:  # alone, on all cores, or beside what mostly waits for kernels
+            os.environ.pop("OMP_NUM_THREADS", None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):

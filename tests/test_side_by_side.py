@@ -67,5 +67,5 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
     assert times(NOTEBOOKS, "began") == sorted(times(NOTEBOOKS, "began"))
     assert max(times(NOTEBOOKS, "ended")) < min(times(AFTERWARDS, "began"))
     assert len({found[name].worker for name in (*FILES, *AFTERWARDS)}) == 2
-    assert {found[name].threads for name in (*FILES, *AFTERWARDS)} == {"1"}
-    assert {found[name].threads for name in NOTEBOOKS} == {"None"}
+    assert {found[name].threads for name in FILES} == {"1"}
+    assert {found[name].threads for name in (*NOTEBOOKS, *AFTERWARDS)} == {"None"}
