@@ -30,9 +30,10 @@ def torch_logits(model) -> Callable:
 
     def logits(rows, first=0):
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        kept = ids.shape[1] - first
+        ids = ids.to(model.device)
+        kept = torch.arange(first, ids.shape[1], device=ids.device)
         with torch.inference_mode():
-            return model(input_ids=ids.to(model.device), logits_to_keep=kept).logits
+            return model(input_ids=ids, logits_to_keep=kept).logits
 
     return logits
 

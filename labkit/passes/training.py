@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import torch
 from olive.data.constants import IGNORE_INDEX
 from olive.passes.pytorch import lora
 from transformers import TrainerCallback, trainer
@@ -36,8 +37,10 @@ class ReportedLoRA(lora.LoRA):
         inputs = lora.LoRA.collate_batch(batch, tokenizer)
         labels = inputs["labels"]  # [records, tokens]
         first = int((labels != IGNORE_INDEX).any(0).int().argmax())
-        kept = labels.shape[1] - first + 1  # a token's loss is of the logits before it
-        return inputs | {"labels": labels[:, -kept:], "logits_to_keep": kept}
+        first = max(0, first - 1)  # a token's loss is of the logits before it
+        # as numbers of tokens: a slice would have the head's weights copied in each step
+        kept = torch.arange(first, labels.shape[1])
+        return inputs | {"labels": labels[:, first:], "logits_to_keep": kept}
 
     def train_and_save_new_model(self, *args):
         callbacks = [*trainer.DEFAULT_CALLBACKS, StepReport]

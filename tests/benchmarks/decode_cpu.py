@@ -172,8 +172,8 @@ class Llama:
             yield one[0]
             batch = ll.llama_batch_get_one(one, 1)
 
-    def __call__(self, input_ids: torch.Tensor, logits_to_keep: int) -> SimpleNamespace:
-        rows = [self.logits(ids.tolist())[-logits_to_keep:] for ids in input_ids]
+    def __call__(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor) -> SimpleNamespace:
+        rows = [self.logits(ids.tolist())[logits_to_keep] for ids in input_ids]
         return SimpleNamespace(logits=torch.stack(rows))
 
     def logits(self, ids: list[int]) -> torch.Tensor:

@@ -375,7 +375,7 @@ LAB_06 = cell("06", "def write_answer(")
 CELLS = {
     "lab 05, the answer of a cell": (LAB_05, "whole(question)"),
     "lab 05, a tone that is chosen": (LAB_05, "choose([question])"),
-    "lab 05, the answers of a batch": (LAB_05, "answers_to([question] * 9)"),
+    "lab 05, the answers of a batch": (LAB_05, "answers_to([question] * 13)"),
     "lab 05, a stream without a limit": (LAB_05, "list(stream(question))"),
     "lab 05, a stream that is cut": (LAB_05, "list(islice(stream(question, 'travel'), LIMIT))"),
     "lab 05, the tone beside the travel answer": (
@@ -455,7 +455,7 @@ def test_room_for_an_answer():
 def test_answers_of_a_batch_are_those_of_each_question_alone(models, tmp_path):
     code = LAB_05 + (
         "apart = {'repetition_penalty': 1.5}  # else tiny weights say the same to all\n"
-        "questions = ['ab', 'longer', 'cd', 'q', 'ef'] * 2 + [f'{n:02}' for n in range(9)]\n"
+        "questions = ['ab', 'longer', 'cd', 'q', 'ef'] * 2 + [f'{n:02}' for n in range(13)]\n"
         "streams = [stream(one, 'travel', **apart) for one in questions]\n"
         "alone = [''.join(islice(one, LIMIT)).strip() for one in streams]\n"
         "batched = answers_to(questions, 'travel', **apart)\n"
