@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from labkit.errors import plain
 
 MARK = {"labkit": "progress"}  # metadata of an output while it is written over
-CHART_S = 2.0  # seconds between two drawings of a chart: one takes a tenth of a second
+CHART_S = 5.0  # seconds between two drawings of a chart: one holds the training up for some 0.1 s
 CHART_INCHES, CHART_DPI = (6, 2), 100
 
 
