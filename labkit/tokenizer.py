@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from labkit.errors import LabError
@@ -78,15 +79,19 @@ def require_modest(template: str, tokens: dict[str, str]) -> None:
     without an end. It is tried in a process of its own; *tokens* are the tokenizer's special ones.
     """
     limits = {"seconds": 5, "bytes": 2**33, "letters": 10**5}
-    trial = json.dumps({"template": template, "tokens": tokens} | limits)
-    done = subprocess.run(
-        [sys.executable, "-c", TRIAL], input=trial, capture_output=True, text=True
-    )
-    if done.returncode:
+    if not _passes(json.dumps({"template": template, "tokens": tokens} | limits)):
         raise LabError(
             "the chat template takes more than 5 seconds, 8 GB or 100,000 letters to write a "
             "question of two letters. Choose another model."
         )
+
+
+@cache
+def _passes(trial: str) -> bool:
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL], input=trial, capture_output=True, text=True
+    )
+    return not done.returncode
 
 
 def freeze_template(template: str) -> str:
