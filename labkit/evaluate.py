@@ -143,7 +143,7 @@ def record_losses(logits: Callable, tokenizer, records: list[dict]) -> list[list
 
     losses: list[list[float]] = [[] for _ in records]
     rows = [(*chat_ids(tokenizer, record), place) for place, record in enumerate(records)]
-    rows.sort(key=lambda row: len(row[0]))
+    rows.sort(key=lambda row: -len(row[0]))  # the longest first: the time left is no promise
     for at in track(range(0, len(rows), AT_ONCE), "batches"):
         together = rows[at : at + AT_ONCE]
         first = min(start for _, start, _ in together) - 1

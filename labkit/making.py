@@ -33,11 +33,7 @@ def make(
     set_seed()  # whatever the cells before have drawn
     started = time.perf_counter()
     with Progress() as progress, PeakMemory(gpu=profile.device == "cuda") as peak:
-        progress.show(
-            product,
-            expected=pace.seconds(profile, product),
-            detail=lambda: last_lines(log, 1)[:60],
-        )
+        progress.show(product, expected=pace.seconds(profile, product))
         with redirect_output(log):
             result = build(copy.deepcopy(recipe), partial)
             written = _checked(product, partial, result, entry)

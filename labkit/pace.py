@@ -32,13 +32,11 @@ def measure_machine(profile: Profile) -> None:
     if profile.device == "cuda":
         print(f"the six labs took {clock(labs)} on {_times(profile)['machine']}")
         return
-    gflops = _gflops()
+    gflops, known = _gflops(), _times(profile)["gflops"]
     write_state(_path(profile), Pace(machine_name(), gflops))
-    times = gflops / _times(profile)["gflops"]
-    print(
-        f"this machine: {gflops:,.0f} GFLOP/s, {times:.2g} times the one that the times were "
-        f"measured on: the {len(LABS)} labs take about {clock(labs / times)}"
-    )
+    print(f"this machine: {gflops:,.0f} GFLOP/s; the times were measured at {known:,.0f}", end="")
+    is_default = profile == PROFILES[profile.name]
+    print(f": the {len(LABS)} labs take about {clock(labs * known / gflops)}" * is_default)
 
 
 def seconds(profile: Profile, name: str) -> float | None:

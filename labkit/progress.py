@@ -63,7 +63,8 @@ class Stage:
         if not self.first < self.done < self.total:
             return None
         pace = (self.at - self.began) / (self.done - self.first)
-        return max(0.0, pace * (self.total - self.done) - (time.monotonic() - self.at))
+        waited = min(pace, time.monotonic() - self.at)  # the next one is not done yet
+        return pace * (self.total - self.done) - waited
 
     def __str__(self):
         parts = [f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"]

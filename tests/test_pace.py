@@ -13,6 +13,7 @@ from labkit.files import read_json
 from labkit.machine import machine_name
 from labkit.pace import Pace, measure_machine, seconds
 from labkit.profiles import PROFILES, ROOT
+from labkit.progress import clock
 from labkit.state import write_state
 
 TIMES = read_json(ROOT / "data" / "seconds.json")
@@ -28,8 +29,8 @@ def test_what_is_measured_scales_the_times(runs, monkeypatch, capsys):
     assert (seconds(CPU, "lora"), seconds(CPU, "03")) == (lora, third)
     times(monkeypatch, 0.5)
     measure_machine(CPU)
-    said = capsys.readouterr().out
-    assert " GFLOP/s, 0.5 times the one that the times were measured on: the 6 labs take" in said
+    labs = clock(2 * sum(TIMES["cpu"]["labs"].values()))
+    assert f": the 6 labs take about {labs}\n" in capsys.readouterr().out
     assert (seconds(CPU, "lora"), seconds(CPU, "03")) == (2 * lora, 2 * third)
     assert seconds(CPU, "package") is None
 
@@ -44,9 +45,12 @@ def test_a_measurement_of_another_machine_or_of_none_scales_nothing(runs):
     assert seconds(CPU, "lora") > lora
 
 
-def test_the_times_are_of_the_default_model_and_steps(runs):
+def test_the_times_are_of_the_default_model_and_steps(runs, monkeypatch, capsys):
+    times(monkeypatch, 0.5)
     for other in ({"steps": 8}, {"model": "o/m"}, {"data": "d.jsonl"}):
         assert seconds(replace(CPU, **other), "lora") is None
+        measure_machine(replace(CPU, **other))
+    assert "take" not in capsys.readouterr().out
 
 
 def test_a_gpu_is_not_measured(runs, monkeypatch, capsys):

@@ -48,10 +48,11 @@ def main(argv: list[str]) -> int:
                 path = path_of(setting, given)
                 if setting != "LAB_MODEL" or path.is_dir():
                     os.environ[setting] = str(path)  # kernels run in another folder
-        if COMMANDS[name][1] != "no" and not {"-h", "--help"} & set(arguments):
+        if COMMANDS[name][1] != "no":
             from labkit.commands import setup
 
-            setup.enter(argv, install_first=COMMANDS[name][1] == "yes")
+            asks = {"-h", "--help"} & set(arguments)
+            setup.enter(argv, install_first=COMMANDS[name][1] == "yes" and not asks)
         return importlib.import_module(f"labkit.commands.{name}").main(arguments)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,7 +24,8 @@ def test_help_names_every_command_and_each_has_its_module(capsys):
 def test_the_commands_explain_their_options(capsys):
     for name in COMMANDS.keys() - {"help"}:
         done = subprocess.run(
-            [sys.executable, "-m", "labkit", name, "--help"],
+            [sys._base_executable, "-m", "labkit", name, "--help"],  # without the packages
+            env=os.environ | {"LAB_PYTHON": sys.executable},
             cwd=ROOT,
             capture_output=True,
             text=True,
