@@ -55,7 +55,8 @@ def graph(tmp_path, tiny):
 
 def read(path) -> dict:
     parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-    return {name: torch.from_numpy(value.numpy()) for name, value in parameters.items()}
+    # a copy: the memory is that of *parameters*
+    return {name: torch.from_numpy(value.numpy()).clone() for name, value in parameters.items()}
 
 
 @pytest.mark.parametrize(
