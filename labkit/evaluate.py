@@ -116,19 +116,19 @@ class OnnxLogits:
         self.options.log_severity_level = 3
         self.adapter = ort.LoraAdapter()  # the options of a run do not keep it alive
         if adapter:
-            with self._explained():
+            with self._explained(f" {adapter}"):
                 self.adapter.Load(str(adapter))
             self.options.add_active_adapter(self.adapter)
 
     @contextlib.contextmanager
-    def _explained(self):
+    def _explained(self, adapter: str = ""):
         try:
             yield
         except Exception as error:  # ONNX Runtime's own are of no common kind
             why = " ".join(str(error).split())[-200:]
             raise LabError(
-                f"ONNX Runtime cannot load the model in {self.folder}, or its adapter: a file is "
-                f"missing or damaged (...{why}). Make it again: run lab 04."
+                f"ONNX Runtime cannot load the model in {self.folder}, or its adapter{adapter}: a "
+                f"file is missing or damaged (...{why}). Make it again: run lab 04."
             ) from error
 
 

@@ -140,6 +140,7 @@ class Progress:
             now, stage = time.monotonic(), self.stage
             if not stage or stage.unit != unit or done < stage.done:
                 self.stage = stage = Stage(unit, total, first=done, began=now)
+                self.chart, self.drawn = "", 0
             stage.total, stage.done, stage.at = total, done, now
             for name, value in values.items():
                 stage.values.setdefault(name.replace("_", " "), []).append((done, value))

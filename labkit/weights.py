@@ -123,7 +123,8 @@ def load_adapter(model, folder: Path, name: str = "default"):
             model.load_adapter(str(folder), name)
         else:
             model = PeftModel.from_pretrained(model, folder, adapter_name=name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    # the last two are of an adapter_config.json without, or with other, values
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise LabError(
             f"the adapter in {folder} is damaged or of another model ({one_line(error)}). Run lab "
             "03 again."

@@ -195,3 +195,16 @@ def test_lab_run_sees_the_same(ran):
     _, _, seen = ran
     assert "lora: reads <data>" in seen
     assert any("of 8 steps, loss" in one and one.endswith(" left") for one in seen)
+
+
+def test_a_stage_that_begins_anew_has_not_the_chart_of_the_one_before(monkeypatch):
+    monkeypatch.setattr(progress, "CHART_S", 0.0)
+    shown = Progress()
+    for step in range(3):
+        shown.advance("steps", step, 3, {"loss": 3.0 - step})
+    assert "<img" in shown._page()["text/html"]
+    shown.advance("records", 0, 8, {})
+    assert "<img" not in shown._page()["text/html"]
+    for record in range(1, 4):  # as many values as the chart before had
+        shown.advance("records", record, 8, {"loss": 1.0})
+    assert "of 8 records" in shown._page()["text/html"].split("<img")[1]

@@ -77,8 +77,8 @@ class Installer:
         settings = self._pip_settings()
         for name, other, setting, joint in SETTINGS:
             value = self.env.get(other) or joint.join(settings.get(setting, "").split())
-            if value:
-                self.env.setdefault(name, value)
+            if value and not self.env.get(name):  # uv, too, takes an empty variable for none
+                self.env[name] = value
         # as in pip: any index may have the version, not only the first one that knows the package
         self.env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
         self.env.setdefault("UV_SYSTEM_CERTS", "1")
@@ -129,7 +129,7 @@ class Installer:
         lines = []
         with self._start(command, PIP_RETRIES="1", UV_HTTP_RETRIES="1") as process:
             for line in process.stdout:
-                lines.append(line)
+                lines.append(public(line))
                 # the wheel that pip is about to fetch, even in a dry run; or uv's result
                 match = re.search(rf"\btorch-{version}-\S+\.whl|\+ torch=={version}$", line)
                 if match:
@@ -167,7 +167,7 @@ class Installer:
         lines = [""]
         self.progress.show(what, detail=lambda: lines[-1].strip())
         with self._start(arguments, **settings) as process:
-            lines.extend(process.stdout)
+            lines.extend(map(public, process.stdout))
         return lines[1:], process.returncode
 
     def _pip_settings(self) -> dict[str, str]:
@@ -179,8 +179,16 @@ class Installer:
             for line in listed:
                 if line.startswith(scope):
                     name, _, value = line.removeprefix(scope).partition("=")
-                    found[name] = ast.literal_eval(value)
+                    # pip passes over what is empty
+                    found[name] = ast.literal_eval(value) or found.get(name, "")
         return found
+
+
+def public(line: str) -> str:
+    """*line* without names and passwords in addresses: uv and pip hide those of whole addresses,
+    and not of one that they cannot read.
+    """
+    return re.sub(r"://[^\s'\"`]*@", "://****@", line)
 
 
 def tail(lines: list[str], count: int = 15) -> str:

@@ -2,13 +2,17 @@
 one.
 """
 
+import re
 from pathlib import Path
 
 from olive.passes.onnx.extract_adapters import ExtractAdapters
 
 from labkit.errors import LabError
 from labkit.passes.builder import joined
-from labkit.weights import few, load_adapter
+from labkit.weights import few, load_adapter, one_line
+
+# what the graph has inputs for, of the names in the adapter's file
+LORA = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.\w+\.lora_[AB]\.weight$")
 
 
 class LoraExtractor(ExtractAdapters):
@@ -31,16 +35,22 @@ def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path)
 
     The file holds what LoraExtractor would take out of a graph that is built with this adapter.
     *model_dir* is the checkpoint that both were made from; only its configuration is read. Raises
-    LabError if the adapter is damaged or does not fit the graph.
+    LabError if a file is missing or damaged, if the adapter does not fit the graph, or if it
+    changes more than the graph has inputs for (DoRA, biases, embedding, head).
     """
+    import numpy as np
     import onnx
     import onnxruntime as ort
+    from google.protobuf.message import DecodeError
 
-    inputs = {
-        one.name: one.type.tensor_type
-        for one in onnx.load(graph, load_external_data=False).graph.input
-        if ".lora_" in one.name
-    }
+    try:
+        nodes = onnx.load(graph, load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        raise LabError(
+            f"the graph {graph} is missing or damaged ({one_line(error)}). Make it again: run lab "
+            "04."
+        ) from error
+    inputs = {one.name: one.type.tensor_type for one in nodes.input if ".lora_" in one.name}
     weights = _weights(adapter_dir, model_dir)
     shapes = {name: [dim.dim_value for dim in one.shape.dim] for name, one in inputs.items()}
     wrong = [
@@ -63,7 +73,14 @@ def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path)
     parameters = {}
     for name, one in inputs.items():
         kind = onnx.helper.tensor_dtype_to_np_dtype(one.elem_type)
-        parameters[name] = ort.OrtValue.ortvalue_from_numpy(weights[name].numpy().astype(kind))
+        with np.errstate(over="ignore"):  # what float16 cannot hold is refused here
+            value = weights[name].numpy().astype(kind)
+        if not np.isfinite(value).all():
+            raise LabError(
+                f"the adapter in {adapter_dir} holds values that are no numbers, or too large for "
+                f"{graph} ({name}). Train it again."
+            )
+        parameters[name] = ort.OrtValue.ortvalue_from_numpy(value)
     file = ort.AdapterFormat()
     file.set_parameters(parameters)
     file.export_adapter(str(out))
@@ -75,13 +92,25 @@ def _weights(adapter_dir: Path, model_dir: Path) -> dict:
     from peft import load_peft_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"{model_dir} has no configuration of a model ({one_line(error)}). Make it again: run "
+            "lab 02."
+        ) from error
     with torch.device("meta"):  # the layers have a shape, and no weights
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model = load_adapter(model, adapter_dir)
     # PEFT has put the adapter on meta, too
-    found = load_peft_weights(str(adapter_dir), device="cpu").items()
-    named = {name.replace(".weight", ".default.weight"): weight for name, weight in found}
+    found = load_peft_weights(str(adapter_dir), device="cpu")
+    if other := [name for name in found if not LORA.search(name)]:
+        raise LabError(
+            f"the adapter in {adapter_dir} changes more than the inputs of a graph can carry "
+            f"({few(other)}). Train it as plain LoRA on the layers of attention and MLP: without "
+            "DoRA, biases, modules_to_save, embedding and head."
+        )
+    named = {name.replace(".weight", ".default.weight"): found[name] for name in found}
     model.load_state_dict(named, strict=False, assign=True)
     weights = {}
     for number, layer in enumerate(model.get_base_model().model.layers):

@@ -87,8 +87,9 @@ def joined(*linears) -> SimpleNamespace:
             downs.append(linear.lora_A.default.weight)
             ups.append(linear.lora_B.default.weight.detach() * linear.scaling["default"])
         else:
-            downs.append(one.weight.new_zeros(0, one.weight.shape[1], dtype=torch.float32))
-            ups.append(one.weight.new_zeros(len(linear.weight), 0, dtype=torch.float32))
+            # on the CPU, as an adapter is read: the layer may be on meta
+            downs.append(torch.zeros(0, one.weight.shape[1]))
+            ups.append(torch.zeros(len(linear.weight), 0))
     # as in a layer that was one in the checkpoint, before the builder cut it
     fused = all(down is downs[0] for down in downs)
     one.base_layer = SimpleNamespace(weight=one.weight)

@@ -184,6 +184,29 @@ def test_setup_prefers_uvs_own_settings(course, venv, tmp_path, monkeypatch, cap
     assert installers(venv) == {"uv"} and any("olive" in path for path in asked)
 
 
+def test_setup_passes_over_empty_settings(course, venv, tmp_path, monkeypatch, capfd):
+    """As pip does: they do not lead past a company's index to that of everybody."""
+    write_uv(write_packages(tmp_path / "wheels"))
+    address, asked = serve(tmp_path / "wheels")
+    course.write_text(f"[global]\nindex-url = {address}\n")
+    for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
+        monkeypatch.setenv(name, "")
+    assert main(["setup"]) == 0, capfd.readouterr().err
+    assert installers(venv) == {"uv"} and any("olive" in path for path in asked)
+
+
+def test_setup_shows_no_password_of_an_address_that_uv_cannot_read(
+    course, venv, tmp_path, monkeypatch, capfd
+):
+    write_uv(write_packages(tmp_path / "wheels"))
+    address, _ = serve(tmp_path / "wheels")
+    course.write_text(f"[global]\nindex-url = {address}\n")
+    monkeypatch.setenv("UV_INDEX", "https://me:s3/cret@127.0.0.1:9/index")  # a slash is %2F
+    assert main(["setup"]) == 0, capfd.readouterr().err
+    said = "".join(capfd.readouterr())
+    assert "invalid value 'https://****@127.0.0.1:9/index'" in said and "cret" not in said
+
+
 FAILS = "print('error: no such luck'); raise SystemExit(2)"
 FINDS = "import sys; '--dry-run' in sys.argv and sys.exit(print(' + torch==2.0+cpu'))\n"
 

@@ -283,8 +283,8 @@ LOGITS = {
         "ONNX Runtime cannot load the model",
     ),
     "a missing adapter": (
-        "labkit.OnnxLogits(folder, adapter=work / 'none')",
-        "a file is missing or damaged",
+        "labkit.OnnxLogits(folder).using(work / 'none')",
+        "none: a file is missing or damaged",
     ),
     "an empty adapter": (
         "labkit.OnnxLogits(folder, adapter=as_file(b''))",
