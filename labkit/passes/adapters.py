@@ -41,11 +41,10 @@ def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path)
     import numpy as np
     import onnx
     import onnxruntime as ort
-    from google.protobuf.message import DecodeError
 
     try:
         nodes = onnx.load(graph, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
+    except Exception as error:  # protobuf's own is of no common kind
         raise LabError(
             f"the graph {graph} is missing or damaged ({one_line(error)}). Make it again: run lab "
             "04."
