@@ -202,18 +202,17 @@ def test_what_is_no_port_is_refused(port, here):
 
 
 def test_where_all_ports_are_taken_it_ends_and_has_said_what_to_do(here):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        middle = min(free.getsockname()[1], 65300)
-    taken = []
-    for port in range(middle - 103, middle + 104):
-        one = socket.socket()
+    # below the ports that other programs are given: one that they let go would be found
+    for middle in range(20_500, 32_500, 500):
+        taken = [socket.socket() for _ in range(207)]
         try:
-            one.bind(("127.0.0.1", port))
-            one.listen()
-        except OSError:  # by another program
-            continue
-        taken.append(one)
+            for port, one in enumerate(taken, middle - 103):
+                one.bind(("127.0.0.1", port))
+                one.listen()
+            break
+        except OSError:  # a server has one of them
+            for one in taken:
+                one.close()
     try:
         done = lab("open", f"--port={middle}", here=here)
     finally:
