@@ -14,8 +14,6 @@ from labkit.progress import track
 from labkit.prompts import chat_ids
 
 NATS = "nats per token"
-
-
 AT_ONCE = 4  # records; more gain nothing on two cores, where four take 6/7 of the time of each
 
 

@@ -1,11 +1,21 @@
-"""What must hold for every ONNX graph that the labs write."""
+"""What must hold for every ONNX graph that the labs write, and what an adapter's file holds."""
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx.defs import OpSchema
 
 Parameter = OpSchema.FormalParameter
+
+
+def weights_in(adapter: Path) -> dict[str, np.ndarray]:
+    """Name -> each weight of an .onnx_adapter file, which has them in no fixed order."""
+    import onnxruntime as ort
+
+    parameters = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
+    # a copy: the memory is that of *parameters*
+    return {name: value.numpy().copy() for name, value in parameters.items()}
 
 
 def assert_valid(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphs import assert_valid
+from graphs import assert_valid, weights_in
 
 import labkit
 from labkit.architectures import CARRIED, EXPERTS, IMAGES, OTHER, REFUSED, why_refused
@@ -211,7 +211,6 @@ def rounded_to_nearest(folder: Path):
 
 def take(kind: str, folder: Path, tokenizer) -> Route:
     """Labs 01 to 05, as far as plumbing goes."""
-    import onnxruntime as ort
     from peft import LoraConfig, get_peft_model
 
     def losses(model, adapter=None):
@@ -282,22 +281,18 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         trained=trained,
         linears={name.split(".")[-1] for name in linears},
         effect=apart(tuned, plain),
-        joined=len(ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()),
+        joined=len(weights_in(adapter)),
         parity=labkit.compare_weights(onnx_dir, folder / "dense"),
         off=apart(losses(onnx_dir), plain),
         on=apart(losses(onnx_dir, adapter=adapter), tuned),
         worse=worse(model, onnx_dir, adapter, tokenizer),
-        same_file=weights_in(folder / "again.onnx_adapter") == weights_in(adapter),
+        same_file=bits_in(folder / "again.onnx_adapter") == bits_in(adapter),
     )
 
 
-def weights_in(adapter: Path) -> dict[str, tuple]:
-    """Name -> type, shape and bytes of each weight; the file itself has them in no fixed order."""
-    import onnxruntime as ort
-
-    parameters = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters()
-    arrays = {name: value.numpy() for name, value in parameters.items()}
-    return {name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()}
+def bits_in(adapter: Path) -> dict[str, tuple]:
+    """Name -> type, shape and bytes of each weight."""
+    return {name: (a.dtype, a.shape, a.tobytes()) for name, a in weights_in(adapter).items()}
 
 
 def worse(model, onnx_dir: Path, adapter: Path, tokenizer) -> list[float]:

@@ -151,6 +151,14 @@ def serve(folder: Path):
     return f"http://127.0.0.1:{server.server_port}/index", asked
 
 
+def serve_to_pip(settings: Path, folder: Path) -> list[str]:
+    """pip.conf names an index of all packages, from *folder*, as its only one; what is asked."""
+    write_uv(write_packages(folder))
+    address, asked = serve(folder)
+    settings.write_text(f"[global]\nindex-url = {address}\n")
+    return asked
+
+
 def test_setup_installs_a_folder_of_wheels_with_uv(course, venv, tmp_path, capfd):
     write_uv(write_packages(tmp_path / "wheels"))
     assert main(["setup", "--wheels", str(tmp_path / "wheels")]) == 0, capfd.readouterr().err
@@ -174,9 +182,7 @@ def test_setup_gives_uv_the_settings_of_pip(course, venv, tmp_path, capfd):
 
 
 def test_setup_prefers_uvs_own_settings(course, venv, tmp_path, monkeypatch, capfd):
-    write_uv(write_packages(tmp_path / "wheels"))
-    address, _ = serve(tmp_path / "wheels")
-    course.write_text(f"[global]\nindex-url = {address}\n")
+    serve_to_pip(course, tmp_path / "wheels")
     write_packages(tmp_path / "mine")
     mine, asked = serve(tmp_path / "mine")
     monkeypatch.setenv("UV_INDEX_URL", mine)
@@ -186,9 +192,7 @@ def test_setup_prefers_uvs_own_settings(course, venv, tmp_path, monkeypatch, cap
 
 def test_setup_passes_over_empty_settings(course, venv, tmp_path, monkeypatch, capfd):
     """As pip does: they do not lead past a company's index to that of everybody."""
-    write_uv(write_packages(tmp_path / "wheels"))
-    address, asked = serve(tmp_path / "wheels")
-    course.write_text(f"[global]\nindex-url = {address}\n")
+    asked = serve_to_pip(course, tmp_path / "wheels")
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
         monkeypatch.setenv(name, "")
     assert main(["setup"]) == 0, capfd.readouterr().err
@@ -198,9 +202,7 @@ def test_setup_passes_over_empty_settings(course, venv, tmp_path, monkeypatch, c
 def test_setup_shows_no_password_of_an_address_that_uv_cannot_read(
     course, venv, tmp_path, monkeypatch, capfd
 ):
-    write_uv(write_packages(tmp_path / "wheels"))
-    address, _ = serve(tmp_path / "wheels")
-    course.write_text(f"[global]\nindex-url = {address}\n")
+    serve_to_pip(course, tmp_path / "wheels")
     monkeypatch.setenv("UV_INDEX", "https://me:s3/cret@127.0.0.1:9/index")  # a slash is %2F
     assert main(["setup"]) == 0, capfd.readouterr().err
     said = "".join(capfd.readouterr())
