@@ -133,9 +133,8 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
     genai = json.loads((onnx_dir / "genai_config.json").read_text())
     assert genai["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0  # all cores
     adapter = onnx_dir / "adapter_weights.onnx_adapter"
-    assert (
-        len(weights_in(adapter)) == 2 * joined * 2
-    )  # layers, linears (q, k, v and gate, up joined), A and B
+    # layers, linears (q, k, v and gate, up joined), A and B
+    assert len(weights_in(adapter)) == 2 * joined * 2
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
