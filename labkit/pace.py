@@ -24,7 +24,7 @@ class Pace:
 
 
 def measure_machine(profile: Profile) -> None:
-    """Measures for two seconds how fast this machine multiplies matrices in float32.
+    """Measures for two seconds how fast this machine multiplies matrices, as it trains.
 
     Keeps that in the run folder, for :func:`seconds`, and prints how long the labs take here.
     """
@@ -32,7 +32,7 @@ def measure_machine(profile: Profile) -> None:
     if profile.device == "cuda":
         print(f"the six labs took {clock(labs)} on {_times(profile)['machine']}")
         return
-    gflops, known = _gflops(), _times(profile)["gflops"]
+    gflops, known = _gflops(profile.dtype), _times(profile)["gflops"]
     write_state(_path(profile), Pace(machine_name(), gflops))
     print(f"this machine: {gflops:,.0f} GFLOP/s; the times were measured at {known:,.0f}", end="")
     is_default = profile == PROFILES[profile.name]
@@ -63,14 +63,16 @@ def _path(profile: Profile):
     return runs_folder() / profile.name / "pace.json"
 
 
-def _gflops(duration: float = 2.0) -> float:
+def _gflops(dtype: str, duration: float = 2.0) -> float:
     """The fastest of as many products as fit into *duration* seconds: what else computes just now
     slows the others.
     """
     import torch
 
     tokens, inputs, outputs = SHAPE
-    x, weight = torch.ones(tokens, inputs), torch.ones(outputs, inputs)
+    x, weight = (
+        torch.ones(size, inputs, dtype=getattr(torch, dtype)) for size in (tokens, outputs)
+    )
     rates, end = [], time.perf_counter() + duration
     while not rates or time.perf_counter() < end:
         started = time.perf_counter()

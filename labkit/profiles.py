@@ -83,12 +83,12 @@ class Profile:
 
 
 def _cpu_dtype() -> str:
-    """bfloat16 where the processor multiplies it (x86 with AVX-512, Arm with bf16); elsewhere
-    float32 is many times faster.
+    """bfloat16 where the processor multiplies it; elsewhere float32 is several times faster, also
+    with AVX-512 alone.
     """
     cpu = Path("/proc/cpuinfo")
     words = set(cpu.read_text().split()) if cpu.exists() else set()
-    return "bfloat16" if words & {"avx512bw", "bf16"} else "float32"
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
 # all linear layers of a block, as Llama and (fused) Phi-3 name them; a model has those that it has

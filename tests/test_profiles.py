@@ -73,7 +73,8 @@ def test_a_batch_is_whole():
     ("processor", "dtype"),
     [
         ("flags : sse2 avx2 fma", "float32"),
-        ("flags : sse2 avx2 fma avx512bw", "bfloat16"),
+        ("flags : sse2 avx2 fma avx512bw avx512_vnni", "float32"),
+        ("flags : sse2 avx2 fma avx512bw avx512_bf16", "bfloat16"),
         ("Features : fp asimd", "float32"),
         ("Features : fp asimd bf16", "bfloat16"),
         ("", "float32"),

@@ -351,8 +351,11 @@ def decode(work: Path, options) -> None:
     draw = torch.Generator().manual_seed(7)
     ids = torch.randint(3, 31000, (2048,), generator=draw).tolist()
     on_gpu = torch.cuda.is_available()
-    graph = {"provider_options": [{"cuda": {"enable_cuda_graph": "1"}}]}
-    variants = {"int4 + adapter": (True, None), "int4": (False, None)}
+    plain, graph = (
+        {"provider_options": [{"cuda": {"enable_cuda_graph": value}}]} if on_gpu else None
+        for value in "01"
+    )
+    variants = {"int4 + adapter": (True, plain), "int4": (False, plain)}
     if on_gpu:
         variants |= {
             "int4 + adapter, CUDA graph": (True, graph),
@@ -394,11 +397,11 @@ def decode(work: Path, options) -> None:
         )
     if on_gpu and not options.only:
         for name, adapter in (("int4 + adapter", True), ("int4", False)):
-            plain, recorded = (
-                forced_logits(run / "onnx", adapter, ids, overlay) for overlay in (None, graph)
+            without, recorded = (
+                forced_logits(run / "onnx", adapter, ids, overlay) for overlay in (plain, graph)
             )
             print(
-                f"logits with a CUDA graph against without, {name}: {relative(recorded, plain)}",
+                f"logits with a CUDA graph against without, {name}: {relative(recorded, without)}",
                 flush=True,
             )
 
