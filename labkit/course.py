@@ -1,4 +1,4 @@
-"""The six labs: their order, what each one reads from the labs before it, and what it makes."""
+"""The six labs and the extras: their order, what each reads from those before it, and makes."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -33,13 +33,21 @@ LABS = {
     "04": Entry(
         "optimize",
         needs=("awq-dense", "lora", "lora-tone", "heldout.jsonl", "lora-losses.json"),
-        makes=("onnx", "tone.onnx_adapter", "onnx-cpu", "merged", "onnx-merged", "onnx-head4"),
+        makes=(
+            "onnx",
+            "tone.onnx_adapter",
+            "onnx-cpu",
+            "merged",
+            "onnx-merged",
+            "onnx-head4",
+            "onnx-baked",
+        ),
     ),
     "05": Entry(
         "infer",
         needs=(
             "onnx",
-            "onnx-merged",
+            "onnx-baked",
             "tone.onnx_adapter",
             "base",
             "heldout.jsonl",
@@ -55,12 +63,28 @@ LABS = {
     ),
 }
 
+# optional: each starts from the products of the labs, and no lab needs one
+EXTRAS = {
+    "07": Entry(
+        "form",
+        needs=("awq-dense", "onnx"),
+        makes=("form-train.jsonl", "form-heldout.jsonl", "lora-form", "form.onnx_adapter"),
+    ),
+    "08": Entry("serve", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl")),
+    "09": Entry("page", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl"), outputs=("page",)),
+}
+
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU
 
 
+def entry(number: str) -> Entry:
+    """The lab or extra *number*."""
+    return (LABS | EXTRAS)[number]
+
+
 def maker(product: str) -> str:
-    """Number of the lab that makes *product*; "" where none of them does."""
-    return next((number for number, lab in LABS.items() if product in lab.makes), "")
+    """Number of the lab or extra that makes *product*; "" where none of them does."""
+    return next((n for n, lab in (LABS | EXTRAS).items() if product in lab.makes), "")
 
 
 def missing(number: str, present: Container[str], *, device: str) -> list[str]:
@@ -74,5 +98,6 @@ def missing(number: str, present: Container[str], *, device: str) -> list[str]:
 
 
 def notebook_path(number: str) -> Path:
-    """Path of the notebook of lab *number*."""
-    return ROOT / "notebooks" / f"{number}_{LABS[number].name}.ipynb"
+    """Path of the notebook of the lab or extra *number*."""
+    folder = ROOT / "notebooks" / ("extras" if number in EXTRAS else "")
+    return folder / f"{number}_{entry(number).name}.ipynb"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from labkit import machine, pace
 from labkit.charts import show_with_alternative_text
-from labkit.course import LABS
+from labkit.course import LABS, entry
 from labkit.errors import LabError, file_problem
 from labkit.files import write_json
 from labkit.making import set_seed
@@ -27,7 +27,7 @@ QUIET = {
 
 
 def start(number: str, **explicit: str | int | None) -> Lab:
-    """The lab *number* ("01" to "06"), ready to run.
+    """The lab *number* ("01" to "06") or extra ("07" on), ready to run.
 
     Names profile, model, versions, machine and folder. Lab 01 passes its constants (profile,
     model, data, steps), which are saved for the labs after it. Switches telemetry of Olive, Azure
@@ -44,7 +44,7 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     if number == "01":
         kept = {key: value for key, value in explicit.items() if value is not None}
         write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
-    for product in LABS[number].needs:
+    for product in entry(number).needs:
         lab.require(product)
     # of no use to an attendee, and printed in red
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\..*")
@@ -57,8 +57,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
         machine.require_free_gpu(lab.profile)
     about = pace.seconds(lab.profile, number)  # in lab 01 before this machine is measured
     print(
-        f"lab {number} {LABS[number].name} | profile {lab.profile.name} | model "
-        f"{lab.profile.model_name}"
+        f"{'lab' if number in LABS else 'extra'} {number} {entry(number).name} | profile "
+        f"{lab.profile.name} | model {lab.profile.model_name}"
         + (f" | about {clock(about)} of computing" if about and number != "01" else "")
     )
     print(

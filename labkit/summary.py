@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from labkit.course import LABS, missing
+from labkit.course import EXTRAS, LABS, missing
 from labkit.errors import LabError
 from labkit.figures import Estimate
 from labkit.files import sha256, write_json
@@ -99,7 +99,7 @@ class Records:
         name.
         """
         found: dict[str, dict[str, Estimate]] = {}
-        for lab in LABS:
+        for lab in (*LABS, *EXTRAS):
             for section, row in self._read(lab).figures.items():
                 for name, one in row.items():
                     here = one.machine == machine_name() or one.figure.unit not in OF_A_MACHINE

@@ -9,9 +9,10 @@ import shutil
 import time
 from pathlib import Path
 
-from labkit.course import LABS, notebook_path
+from labkit.course import EXTRAS, LABS, notebook_path
 from labkit.files import sha256, write_json
 from labkit.folders import own, remove
+from labkit.profiles import ROOT
 from labkit.state import read_state
 
 
@@ -21,8 +22,8 @@ class WorkingCopies:
     def __init__(self, root: Path):
         self.folder = root / "runs" / "working"
         self.originals = {
-            name: root / "notebooks" / name
-            for name in (notebook_path(number).name for number in LABS)
+            path.name: root / path.relative_to(ROOT)
+            for path in map(notebook_path, (*LABS, *EXTRAS))
         }
         # name of the copy -> SHA-256 of the notebook that it was made from
         self._made_from = self.folder / "made_from.json"

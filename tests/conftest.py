@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import tiny_config
 
-from labkit.course import LABS
+from labkit.course import entry
 from labkit.machine import TELEMETRY_OFF
 from labkit.products import Products
 from labkit.profiles import ROOT
@@ -56,7 +56,7 @@ class NotRun:
     def pytest_runtest_setup(self, item):
         if item.path.suffix == ".ipynb" and self.failed:
             products = Products(Path(os.environ["LAB_RUNS"]) / "cpu")
-            needs = LABS[item.path.name[:2]].needs
+            needs = entry(item.path.name[:2]).needs
             if missing := [need for need in needs if not products.is_current(need)]:
                 pytest.skip(f"not run: an earlier lab failed, and {', '.join(missing)} is missing")
 

@@ -16,7 +16,7 @@ def onnx_dir(notebook_runs):
     return notebook_runs / "onnx"
 
 
-@pytest.mark.parametrize("product", ["onnx", "onnx-merged", "onnx-head4"])
+@pytest.mark.parametrize("product", ["onnx", "onnx-baked", "onnx-merged", "onnx-head4"])
 def test_the_graph_is_valid(notebook_runs, product):
     assert_valid(notebook_runs / product / "model.onnx")
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from labkit.course import LABS, notebook_path
+from labkit.course import EXTRAS, LABS, notebook_path
 from labkit.profiles import ROOT
 
 BANNED = r"(?m)^\s*(!|%pip|%%bash|%%capture|%%writefile|%%sh)|\binput\(|import \*|while True"
@@ -24,7 +24,7 @@ def cells_of(number: str) -> list[dict]:
     return json.loads(notebook_path(number).read_text())["cells"]
 
 
-@pytest.fixture(params=LABS)
+@pytest.fixture(params=[*LABS, *EXTRAS])
 def number(request):
     return request.param
 
@@ -65,7 +65,7 @@ def test_no_line_needs_a_scroll_bar(cells):
 
 def test_the_first_cell_asks_a_question_and_says_goal_time_and_needs(cells):
     first = source(cells[0])
-    assert first.startswith("# Lab ")
+    assert first.startswith(("# Lab ", "# Extra "))
     places = [first.find(p) for p in ("?", "**Goal:**", "**You will**", "**Time:**", "**Needs:**")]
     assert -1 not in places and places == sorted(places)
     assert re.search(r"\*\*Time:\*\* read \d+ min, run (about )?\d+(\.\d+)? (s|min)", first)

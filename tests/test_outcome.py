@@ -17,13 +17,11 @@ FIGURES = {
     # section -> the names that README, report and tests read
     "eval_loss": "base rtn_int4 awq_int4 awq_lora onnx_int4 onnx_int4_adapter",
     "eval_loss_above_base": "rtn_int4 awq_int4",
-    "eval_loss_variants": "head4 merged",
+    "eval_loss_variants": "head4 baked merged",
     "sizes_mb": "base_fp16 awq_int4 onnx_int4 adapter",
-    "tokens_per_s": (
-        "transformers_fp32 transformers_bf16 onnx_int4 onnx_int4_adapter onnx_merged"
-    ),
+    "tokens_per_s": ("transformers_fp32 transformers_bf16 onnx_int4 onnx_int4_adapter onnx_baked"),
     "first_token_ms": (
-        "transformers_fp32 transformers_bf16 onnx_int4 onnx_int4_adapter onnx_merged"
+        "transformers_fp32 transformers_bf16 onnx_int4 onnx_int4_adapter onnx_baked"
     ),
     "tone_accuracy": "without with",
     "answers_style": "without with",
@@ -96,7 +94,7 @@ def test_the_onnx_folder_is_whole_and_names_no_path(notebook_runs):
 
 
 @pytest.mark.parametrize(
-    "product", ["awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"]
+    "product", ["awq", "awq-dense", "merged", "onnx", "onnx-baked", "onnx-merged", "downloaded"]
 )
 def test_every_setting_is_that_of_the_base_model(notebook_runs, product):
     """Among them the cache, without which each token reads everything again, and the tokens that

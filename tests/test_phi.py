@@ -50,7 +50,7 @@ def test_only_checkpoints_that_judge_knowledge_fail(phi):
 def test_every_stop_token_reaches_the_onnx_model(phi):
     source, run, _ = phi
     assert json.loads((source / "generation_config.json").read_text())["eos_token_id"] == STOP_IDS
-    for folder in ("onnx", "onnx-merged", "onnx-head4", "downloaded"):
+    for folder in ("onnx", "onnx-baked", "onnx-merged", "onnx-head4", "downloaded"):
         assert (
             json.loads((run / folder / "genai_config.json").read_text())["model"]["eos_token_id"]
             == STOP_IDS
@@ -59,5 +59,14 @@ def test_every_stop_token_reaches_the_onnx_model(phi):
 
 def test_every_setting_is_that_of_the_source(phi):
     source, run, _ = phi
-    for product in ("base", "awq", "awq-dense", "merged", "onnx", "onnx-merged", "downloaded"):
+    for product in (
+        "base",
+        "awq",
+        "awq-dense",
+        "merged",
+        "onnx",
+        "onnx-baked",
+        "onnx-merged",
+        "downloaded",
+    ):
         assert not damaged(source, run / product), product

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from labkit.course import LABS, notebook_path
+from labkit.course import EXTRAS, LABS, notebook_path
 from labkit.profiles import ROOT
 
 # each runs its lab up to the exercise; these need no long measurement before it
@@ -23,7 +23,7 @@ def cells(number: str):
 def test_every_exercise_has_a_solution():
     found = [
         c.source.splitlines()[0]
-        for n in LABS
+        for n in (*LABS, *EXTRAS)
         for c in cells(n)
         if "exercise" in c.metadata.get("tags", [])
     ]

@@ -96,11 +96,12 @@ def _agreed(question: str) -> bool:
 
 def _delete(products: Products, first: str | None) -> None:
     """Deletes what lab *first* and those after it have made, or all that the labs have made."""
-    folder, labs = products.folder, [n for n in course.LABS if n >= (first or "")]
-    made = {name for number in labs for name in course.LABS[number].makes}
+    whole = course.LABS | course.EXTRAS
+    folder, labs = products.folder, [number for number in whole if number >= (first or "")]
+    made = {name for number in labs for name in whole[number].makes}
     for name in made | {stamp.name for stamp in products.stamps() if stamp.lab in labs}:
         products.delete(name)
-    found = [folder / name for number in labs for name in course.LABS[number].outputs]
+    found = [folder / name for number in labs for name in whole[number].outputs]
     for number in labs:
         found += [
             *(folder / "notebooks").glob(f"{number}_*"),

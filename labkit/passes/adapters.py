@@ -1,8 +1,9 @@
-"""The adapter beside its graph: Olive's pass that takes one out, put right, and a file for another
-one.
+"""The adapter beside its graph, and in it: Olive's pass that takes one out, put right, a file for
+another one, and a graph that has one for good.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from olive.passes.onnx.extract_adapters import ExtractAdapters
@@ -42,14 +43,7 @@ def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path)
     import onnx
     import onnxruntime as ort
 
-    try:
-        nodes = onnx.load(graph, load_external_data=False).graph
-    except Exception as error:  # protobuf's own is of no common kind
-        raise LabError(
-            f"the graph {graph} is missing or damaged ({one_line(error)}). Make it again: run lab "
-            "04."
-        ) from error
-    inputs = {one.name: one.type.tensor_type for one in nodes.input if ".lora_" in one.name}
+    inputs = _inputs_of_adapters(_load_graph(graph).graph)
     weights = _weights(adapter_dir, model_dir)
     shapes = {name: [dim.dim_value for dim in one.shape.dim] for name, one in inputs.items()}
     wrong = [
@@ -83,6 +77,88 @@ def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path)
     file = ort.AdapterFormat()
     file.set_parameters(parameters)
     file.export_adapter(str(out))
+
+
+def bake_adapter(out: Path, adapter: Path, *, model: Path) -> None:
+    """Writes to the folder *out* the ONNX *model*, a folder, with *adapter* in it for good.
+
+    The weights of the .onnx_adapter file become constants of the graph; all others stay as they
+    are, to the bit. Any runtime that knows no adapters runs it. Raises LabError if a file is
+    missing or damaged, or if the adapter does not fit the graph.
+    """
+    import onnxruntime as ort
+    from onnx import numpy_helper
+
+    whole = _load_graph(model / "model.onnx")
+    graph = whole.graph
+    inputs = _inputs_of_adapters(graph)
+    try:
+        file = ort.AdapterFormat.read_adapter(str(adapter))
+        # a copy: the memory is the file's
+        weights = {name: one.numpy().copy() for name, one in file.get_parameters().items()}
+    except Exception as error:  # ONNX Runtime's own kinds, and flatbuffers'
+        raise LabError(
+            f"the adapter {adapter} is missing or damaged ({one_line(error)}). Make it again: run "
+            "lab 04."
+        ) from error
+    empty = {one.name: one for one in graph.initializer if one.name in inputs}
+    wrong = [
+        name
+        for name in inputs.keys() | weights.keys()
+        if name not in empty or name not in weights or not _fits(weights[name], empty[name])
+    ]
+    if wrong:
+        raise LabError(
+            f"the adapter {adapter} does not fit the graph in {model} ({few(wrong)}): it is of "
+            "another model, or holds values that are no numbers. Write it for this graph with "
+            "labkit.write_adapter."
+        )
+    for one in graph.initializer:
+        if one.name in weights:
+            one.CopyFrom(numpy_helper.from_array(weights[one.name], one.name))
+    for entries in (graph.input, graph.value_info):
+        kept = [one for one in entries if one.name not in inputs and not _has_rank(one)]
+        del entries[:]
+        entries.extend(kept)
+    beside = shutil.ignore_patterns("*.onnx_adapter", "model.onnx")
+    shutil.copytree(model, out, ignore=beside, dirs_exist_ok=True)
+    (out / "model.onnx").write_bytes(whole.SerializeToString())
+
+
+def _load_graph(path: Path):
+    """The model at *path*; what stands in a file of weights beside it is not read."""
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own is of no common kind
+        raise LabError(
+            f"the graph {path} is missing or damaged ({one_line(error)}). Make it again: run lab "
+            "04."
+        ) from error
+
+
+def _inputs_of_adapters(graph) -> dict:
+    """Name -> type of each input of *graph* that is a weight of an adapter."""
+    return {one.name: one.type.tensor_type for one in graph.input if ".lora_" in one.name}
+
+
+def _fits(weight, empty) -> bool:
+    """Whether *weight* can take the place of the *empty* tensor, whose rank is 0."""
+    import numpy as np
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return (
+        weight.dtype == tensor_dtype_to_np_dtype(empty.data_type)
+        and weight.ndim == len(empty.dims)
+        and all(of in (0, size) for of, size in zip(empty.dims, weight.shape, strict=True))
+        and bool(np.isfinite(weight).all())
+    )
+
+
+def _has_rank(value) -> bool:
+    """Whether the shape of *value* names the rank, which is a number once an adapter is baked."""
+    return any("lora" in dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def _weights(adapter_dir: Path, model_dir: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from labkit.course import EXTRAS
 from labkit.drawing import COLOURS, arrow, axes, box, finish, label, numbers, sheet, verbatim
 from labkit.figures import Estimate
 
@@ -34,9 +35,10 @@ PLACES = (
 def route(here: str, figures: Mapping[str, object] | None = None):
     """The map of the six labs, with what each one leaves, and the reader at lab *here*, as "02".
 
+    An extra, "07" and on, comes after all of them.
     *figures* are short texts under the products, such as {"01": "269 MB"}.
     """
-    if here not in STATIONS:
+    if here not in (*STATIONS, *EXTRAS):
         raise ValueError(f"There is no lab {here}: the labs are {', '.join(STATIONS)}.")
     below = 0.35 if figures else 0
     ax = sheet(9, 2.05 + below)
@@ -55,13 +57,13 @@ def route(here: str, figures: Mapping[str, object] | None = None):
         label(ax, (x, 0.18), str((figures or {}).get(lab, "")))
     names = (f"{lab} {name} leaves {what}" for lab, (name, what) in STATIONS.items())
     listed = ", ".join(names).replace("\n", " ")
-    at = list(STATIONS).index(here)
-    label(ax, (0.76 + 1.495 * at, below + 1.93), "you are here", fontweight="bold")
+    at = len(STATIONS) if here in EXTRAS else list(STATIONS).index(here)
+    if here in STATIONS:
+        label(ax, (0.76 + 1.495 * at, below + 1.93), "you are here", fontweight="bold")
     known = "".join(f" {lab}: {text}." for lab, text in (figures or {}).items())
     done = f"{at} of 6 labs are done"
-    ax.set_label(
-        f"The route: {listed}. You are at lab {here}, {STATIONS[here][0]}; {done}.{known}"
-    )
+    place = f"lab {here}, {STATIONS[here][0]}" if here in STATIONS else f"extra {here}"
+    ax.set_label(f"The route: {listed}. You are at {place}; {done}.{known}")
     return ax
 
 

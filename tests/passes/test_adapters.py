@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
-from graphs import weights_in
+from graphs import assert_valid, weights_in
 from onnx import TensorProto, helper
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from labkit.errors import LabError
-from labkit.passes.adapters import write_adapter
+from labkit.passes.adapters import bake_adapter, write_adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 JOINED = ("attn.qkv_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -122,3 +124,90 @@ def test_a_damaged_configuration_is_named(adapter, graph, tiny, tmp_path):
         config.write_text(text)
         with pytest.raises(LabError, match="is damaged or of another model"):
             write_adapter(tmp_path / "out", folder, graph=graph(), model_dir=tiny)
+
+
+# ---- an adapter that is baked into its graph
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with a graph that multiplies its input by an adapter's A and B, which are empty."""
+    nodes = [
+        helper.make_node("MatMul", ["x", f"{BASE}A.MatMul.weight"], ["low"]),
+        helper.make_node("MatMul", ["low", f"{BASE}B.MatMul.weight"], ["y"]),
+    ]
+    shapes = {"A": ([4, 0], [4, "lora_r"]), "B": ([0, 3], ["lora_r", 3])}
+    of = {side: f"{BASE}{side}.MatMul.weight" for side in shapes}
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    inputs += [
+        helper.make_tensor_value_info(of[side], TensorProto.FLOAT, named)
+        for side, (_, named) in shapes.items()
+    ]
+    empty = [
+        helper.make_tensor(of[side], TensorProto.FLOAT, sizes, [])
+        for side, (sizes, _) in shapes.items()
+    ]
+    output = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])]
+    low = [helper.make_tensor_value_info("low", TensorProto.FLOAT, ["n", "lora_r"])]
+    graph = helper.make_graph(nodes, "lora", inputs, output, empty, value_info=low)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "onnx").mkdir()
+    onnx.save(whole, tmp_path / "onnx" / "model.onnx")
+    (tmp_path / "onnx" / "genai_config.json").write_text("{}")
+    return tmp_path / "onnx"
+
+
+BASE = "model.layers.0.attn.o_proj.lora_"
+
+
+def adapter_file(path, **weights):
+    file = ort.AdapterFormat()
+    file.set_parameters(
+        {
+            f"{BASE}{side}.MatMul.weight": ort.OrtValue.ortvalue_from_numpy(value)
+            for side, value in weights.items()
+        }
+    )
+    file.export_adapter(str(path))
+    return path
+
+
+A, B = np.ones((4, 2), np.float32), np.full((2, 3), 2, np.float32)
+
+
+def test_a_baked_adapter_is_constant(model, tmp_path):
+    bake_adapter(tmp_path / "out", adapter_file(model / "a.onnx_adapter", A=A, B=B), model=model)
+    assert_valid(tmp_path / "out" / "model.onnx")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "genai_config.json",
+    }
+    session = ort.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert [one.name for one in session.get_inputs()] == ["x"]
+    assert not session.get_overridable_initializers()
+    assert session.run(None, {"x": np.ones((1, 4), np.float32)})[0].tolist() == [[16, 16, 16]]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"A": A},  # one is missing
+        {"A": A, "B": B, "C": B},  # the graph has no input for one
+        {"A": A.T, "B": B},
+        {"A": A[0], "B": B},
+        {"A": A, "B": B * np.nan},
+        {"A": A.astype(np.float16), "B": B},
+    ],
+)
+def test_an_adapter_of_another_graph_is_not_baked(weights, model, tmp_path):
+    file = adapter_file(tmp_path / "other.onnx_adapter", **weights)
+    with pytest.raises(LabError, match="does not fit the graph"):
+        bake_adapter(tmp_path / "out", file, model=model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_adapter_is_not_baked(model, tmp_path):
+    (tmp_path / "a.onnx_adapter").write_bytes(b"junk")
+    for name in ("a.onnx_adapter", "none.onnx_adapter"):
+        with pytest.raises(LabError, match=f"{name} is missing or damaged"):
+            bake_adapter(tmp_path / "out", tmp_path / name, model=model)

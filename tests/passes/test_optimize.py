@@ -146,8 +146,13 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
         plain = losses(labkit.torch_logits(model))
     step = np.linalg.norm(tuned - plain)
     assert step > 1
-    for file, wanted in ((None, plain), (adapter, tuned)):
-        found = losses(labkit.OnnxLogits(onnx_dir, adapter=file))
+    baked = tmp_path / "baked"
+    labkit.bake_adapter(baked, adapter, model=onnx_dir)
+    assert_valid(baked / "model.onnx")
+    assert not list(baked.glob("*.onnx_adapter")) and (baked / "genai_config.json").exists()
+    beside = losses(labkit.OnnxLogits(onnx_dir, adapter=adapter))
+    np.testing.assert_allclose(losses(labkit.OnnxLogits(baked)), beside, rtol=1e-4)
+    for found, wanted in ((losses(labkit.OnnxLogits(onnx_dir)), plain), (beside, tuned)):
         assert np.linalg.norm(found - wanted) < 0.35 * step  # 4 bits are coarse for random weights
 
 
