@@ -17,7 +17,7 @@ FIGURES = {
     # section -> the names that README, report and tests read
     "eval_loss": "base rtn_int4 awq_int4 awq_lora onnx_int4 onnx_int4_adapter",
     "eval_loss_above_base": "rtn_int4 awq_int4",
-    "eval_loss_variants": "head4 baked merged",
+    "eval_loss_added": "head4 baked merged",
     "sizes_mb": "base_fp16 awq_int4 onnx_int4 adapter",
     "tokens_per_s": ("transformers_fp32 transformers_bf16 onnx_int4 onnx_int4_adapter onnx_baked"),
     "first_token_ms": (
@@ -69,6 +69,11 @@ def test_awq_does_at_most_80_percent_of_the_harm(summary, loss):
 def test_nothing_is_lost_on_the_way_to_onnx(loss):
     assert abs(loss["onnx_int4_adapter"] - loss["awq_lora"]) <= 0.01
     assert abs(loss["onnx_int4"] - loss["awq_int4"]) <= 0.02
+
+
+def test_baking_the_adapter_in_changes_nothing(summary):
+    baked, merged = (summary["eval_loss_added"][name] for name in ("baked", "merged"))
+    assert -0.001 < baked["low"] <= baked["high"] < 0.001 < merged["mean"]
 
 
 def test_the_model_is_small(summary):

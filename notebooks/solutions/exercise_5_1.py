@@ -2,6 +2,7 @@
 PENALTY = 1.15
 
 
+@cache
 def try_penalty(penalty):
     """(Share of answers that loop, share of answers with our style), of some questions."""
     some = heldout[:: max(1, len(heldout) // 6)]

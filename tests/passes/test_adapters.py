@@ -133,8 +133,8 @@ def test_a_damaged_configuration_is_named(adapter, graph, tiny, tmp_path):
 def model(tmp_path):
     """A folder with a graph that multiplies its input by an adapter's A and B, which are empty."""
     nodes = [
-        helper.make_node("MatMul", ["x", f"{BASE}A.MatMul.weight"], ["low"]),
-        helper.make_node("MatMul", ["low", f"{BASE}B.MatMul.weight"], ["y"]),
+        helper.make_node("MatMul", ["x", f"{BASE}A.MatMul.weight"], ["low"], name="A"),
+        helper.make_node("MatMul", ["low", f"{BASE}B.MatMul.weight"], ["y"], name="B"),
     ]
     shapes = {"A": ([4, 0], [4, "lora_r"]), "B": ([0, 3], ["lora_r", 3])}
     of = {side: f"{BASE}{side}.MatMul.weight" for side in shapes}
