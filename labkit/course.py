@@ -8,14 +8,15 @@ from labkit.profiles import ROOT
 
 
 class Entry(NamedTuple):
-    """A lab: its name, the products that it *needs*, those that it *makes*, and its other
-    *outputs*.
+    """A lab: its name, the products that it *needs*, those that it *makes*, its other *outputs*,
+    and the *packages* that it needs beside those of the labs: NAME in locks/extras-NAME.txt.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    packages: str = ""
 
 
 LABS = {
@@ -64,7 +65,9 @@ LABS = {
 }
 
 # optional: each starts from the products of the labs, and no lab needs one
-EXTRAS: dict[str, Entry] = {}
+EXTRAS = {
+    "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
+}
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU
 

@@ -12,6 +12,7 @@ from labkit import machine, pace
 from labkit.charts import show_with_alternative_text
 from labkit.course import LABS, entry
 from labkit.errors import LabError, file_problem
+from labkit.extra_packages import extra_packages
 from labkit.files import write_json
 from labkit.making import set_seed
 from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice
@@ -44,6 +45,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     if number == "01":
         kept = {key: value for key, value in explicit.items() if value is not None}
         write_json(runs_folder() / "choice.json", kept | {"profile": lab.profile.name})
+    if entry(number).packages:
+        extra_packages(entry(number).packages)
     for product in entry(number).needs:
         lab.require(product)
     # of no use to an attendee, and printed in red

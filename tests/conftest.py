@@ -9,6 +9,8 @@ import pytest
 from samples import tiny_config
 
 from labkit.course import entry
+from labkit.errors import LabError
+from labkit.extra_packages import extra_packages
 from labkit.machine import TELEMETRY_OFF
 from labkit.products import Products
 from labkit.profiles import ROOT
@@ -54,7 +56,14 @@ class NotRun:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
-        if item.path.suffix == ".ipynb" and self.failed:
+        if item.path.suffix != ".ipynb":
+            return
+        if packages := entry(item.path.name[:2]).packages:
+            try:
+                extra_packages(packages)
+            except LabError as error:
+                pytest.skip(str(error))
+        if self.failed:
             products = Products(Path(os.environ["LAB_RUNS"]) / "cpu")
             needs = entry(item.path.name[:2]).needs
             if missing := [need for need in needs if not products.is_current(need)]:

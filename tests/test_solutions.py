@@ -13,7 +13,10 @@ from labkit.profiles import ROOT
 
 # each runs its lab up to the exercise; these need no long measurement before it
 QUICK = {"exercise_1_1", "exercise_4_1", "exercise_6_1"}
-SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("exercise_*.py"))
+SOLUTIONS = sorted(
+    (ROOT / "notebooks" / "solutions").glob("exercise_*.py"),
+    key=lambda path: [int(number) for number in path.stem.split("_")[1:]],
+)
 
 
 def cells(number: str):
@@ -39,7 +42,7 @@ def test_every_exercise_has_a_solution():
 )
 def test_the_solution_solves_the_exercise(solution, notebook_runs):
     text = solution.read_text()
-    number, head = f"0{solution.stem.split('_')[1]}", text.splitlines()[0]
+    number, head = solution.stem.split("_")[1].zfill(2), text.splitlines()[0]
     notebook = nbformat.read(notebook_path(number), as_version=4)
     at = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith(head))
     earlier = [
@@ -50,7 +53,7 @@ def test_the_solution_solves_the_exercise(solution, notebook_runs):
         notebook,
         timeout=600,
         kernel_name="python3",
-        resources={"metadata": {"path": str(ROOT / "notebooks")}},
+        resources={"metadata": {"path": str(notebook_path(number).parent)}},
     ).execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
     unedited, solved = (
         "".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells[-2:]

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from labkit import extra_packages as extras
 from labkit.commands.installer import CPU_INDEX, UV, WHEEL, Installer, tail
 from labkit.errors import LabError
 from labkit.folders import MARK, own, remove
@@ -24,6 +25,8 @@ from labkit.profiles import ROOT
 from labkit.progress import Progress, clock
 
 VENV = ROOT / ".venv"
+# the extras with packages of their own
+EXTRAS = [path.stem.removeprefix("extras-") for path in (ROOT / "locks").glob("extras-*.txt")]
 CONDA = "on-device-lab"  # the name in environment.yml
 # In .venv, until all is installed: on its disk, whose files then are links, and with nothing left
 # that a damaged file would come back from.
@@ -60,6 +63,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--wheels", metavar="DIR", type=Path, help="install from DIR alone, without any network"
     )
+    parser.add_argument(
+        "--extra",
+        metavar="NAME",
+        choices=sorted(EXTRAS),
+        help=f"only what an extra needs beside the labs: {', '.join(sorted(EXTRAS))}",
+    )
     options = parser.parse_args(arguments)
     if options.wheels and not options.wheels.is_dir():
         raise LabError(
@@ -68,6 +77,8 @@ def main(arguments: list[str]) -> int:
         )
     if options.download:
         download(options.download.resolve(), gpu=options.gpu)
+    elif options.extra:
+        install_extra(options.extra, wheels=options.wheels and options.wheels.resolve())
     elif ready(gpu=options.gpu):
         print(
             f"{VENV} is complete and in step with {_marker()['lock']}. To install it anew, "
@@ -172,6 +183,26 @@ def install(*, gpu: bool = False, wheels: Path | None = None) -> None:
         f"ready after {clock(time.monotonic() - started)}. Next: './lab run' (all labs) or "
         "'./lab open' (JupyterLab)."
     )
+
+
+def install_extra(name: str, *, wheels: Path | None = None) -> None:
+    """Installs the lock of the extra *name* into a folder of its own in .venv."""
+    if not ready():
+        raise LabError("the labs are not installed. Run './lab setup' first.")
+    lock, folder = extras.lock_of(name), extras.FOLDER / name
+    partial = folder.with_name(f".partial-{name}")
+    with _hold(), Progress() as progress:
+        _need_space(VENV, 1)
+        remove(partial, inside=VENV)
+        installer = Installer(VENV / "bin" / "python", wheels, progress)
+        installer.use_uv(VENV / CACHE)
+        command = ["install", "--no-deps", *installer.sources[0], "--target", str(partial)]
+        installer.run(f"packages of {lock.name}", [*command, "-r", str(lock)])
+        (partial / extras.MARKER).write_text(extras.digest_of(name))
+        remove(folder, inside=VENV)
+        partial.rename(folder)
+        remove(VENV / CACHE, inside=VENV)
+        progress.line(f"packages of {lock.name}: {len(pins(lock))}, {clock(progress.elapsed())}")
 
 
 def download(folder: Path, *, gpu: bool = False) -> None:

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from labkit import extra_packages
 from labkit.commands import installer, main, setup
+from labkit.errors import LabError
 from labkit.profiles import ROOT
 
 PACKAGES = {"torch": "2.0", "onnxruntime-genai": "1.0", "olive-ai": "1.0", "setuptools": "1.0"}
@@ -353,3 +355,38 @@ def test_marker_of_another_lock_or_folder_is_not_ready(venv):
 
     assert ready()
     assert not ready(digest="other") and not ready(folder="/moved") and not setup.ready(gpu=True)
+
+
+# ---- what an extra needs beside the labs
+
+
+@pytest.fixture
+def extra(course, venv, tmp_path, monkeypatch):
+    """Installs the labs, and writes the lock of the extra "app" and a folder with its wheel."""
+    wheels = write_packages(tmp_path / "wheels")
+    write_uv(wheels)
+    assert main(["setup", "--wheels", str(wheels)]) == 0
+    write_wheel(wheels, "engine", "1.0", {"engine/__init__.py": ""})
+    (tmp_path / "locks" / "extras-app.txt").write_text("engine==1.0\n")
+    monkeypatch.setattr(extra_packages, "ROOT", tmp_path)
+    monkeypatch.setattr(extra_packages, "FOLDER", venv / "extras")
+    return ["setup", "--extra", "app", "--wheels", str(wheels)]
+
+
+def test_an_extra_is_installed_beside_the_labs(extra, venv, tmp_path, capfd):
+    with pytest.raises(LabError, match="Run './lab setup --extra app'"):
+        extra_packages.extra_packages("app")
+    assert main(extra) == 0, capfd.readouterr().err
+    folder = extra_packages.extra_packages("app")
+    assert (folder / "engine" / "__init__.py").exists() and "engine" not in installed(venv)
+    assert setup.ready(gpu=False) and not (venv / "uv-cache").exists()
+    (tmp_path / "locks" / "extras-app.txt").write_text("engine==2.0\n")
+    with pytest.raises(LabError, match="Run './lab setup --extra app'"):
+        extra_packages.extra_packages("app")
+    assert main(extra) == 1 and "pip failed" in capfd.readouterr().err
+    assert folder.exists(), "what was installed stays until the new one is there"
+
+
+def test_an_extra_needs_the_labs(venv, capsys):
+    assert main(["setup", "--extra", "app"]) == 1
+    assert "Run './lab setup' first" in capsys.readouterr().err
