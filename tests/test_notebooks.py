@@ -115,7 +115,7 @@ def test_exercises_have_a_hint_one_line_to_change_and_a_solution(number, cells):
         before = source(cells[i - 1])
         assert before.startswith("### Exercise ") and "<details><summary>Hint" in before
         assert source(cells[i]).count("# TODO: ") == 1 and "lab.exercise(" in source(cells[i])
-        exercise = re.match(r"# Exercise (\d)\.(\d)", source(cells[i]))
+        exercise = re.match(r"# Exercise (\d+)\.(\d)", source(cells[i]))
         solution = f"exercise_{exercise[1]}_{exercise[2]}.py"
         assert (ROOT / "notebooks" / "solutions" / solution).exists()
     assert len(found) == sum("lab.exercise(" in text for text in code(cells))
