@@ -29,8 +29,13 @@ PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 def phase(path: Path) -> int:
     """The phase in which the tests of the file *path* are run."""
     if path.suffix == ".ipynb":
-        return NOTEBOOKS
+        return AFTERWARDS if is_extra(path) else NOTEBOOKS
     return AFTERWARDS if path.name in TAKE_PRODUCTS + RUN_LABS else UNITS
+
+
+def is_extra(path: Path) -> bool:
+    """Whether *path* is the notebook of an extra, which takes the products of the labs."""
+    return path.suffix == ".ipynb" and path.parent.name == "extras"
 
 
 def pytest_configure(config):
@@ -69,6 +74,8 @@ def pytest_xdist_make_scheduler(config, log):
             file = Path(nodeid.partition("::")[0])
             if file.name in TAKE_PRODUCTS:
                 return "what takes products"
+            if is_extra(file):
+                return "extras"  # beside the others, for each writes products of its own
             return "notebooks" if file.suffix == ".ipynb" else str(file)
 
     config.option.loadscopereorder = False

@@ -14,9 +14,6 @@ from labs import ROOT, Player, notebook_of, run_lab
 from labkit.course import LABS
 from labkit.products import Products
 
-# These take minutes each; lab 01 needs no other lab before it.
-SLOW = set(LABS) - {"01"}
-
 
 class Edit(NamedTuple):
     """A text of one cell, what it becomes, and a text of the cell whose output must follow."""
@@ -126,9 +123,8 @@ def ready(number: str, settings: dict[str, str], tmp_path) -> None:
             run_lab(earlier, settings, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LABS]
-)
+@pytest.mark.slow  # minutes for each
+@pytest.mark.parametrize("number", LABS)
 def test_a_notebook_may_be_played_with(number, table, tmp_path):
     ready(number, table, tmp_path)
     with Player(notebook_of(number), table, ROOT / "notebooks") as player:
