@@ -33,7 +33,7 @@ LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 120}  # a lon
 @contextlib.contextmanager
 def serving(engine, token=""):
     """Port of a server of *engine*, whose event loop runs in a thread."""
-    loop, ready = asyncio.new_event_loop(), threading.Event()
+    loop = asyncio.new_event_loop()
 
     async def opened():
         return listen(engine, "127.0.0.1", 0, token)
@@ -42,7 +42,6 @@ def serving(engine, token=""):
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     yield port
-    ready.set()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
 
@@ -72,6 +71,10 @@ def send(port, body, *, path=CHAT, method="POST", **headers):
 
 def asking(text, model="travel", **options):
     return {"model": model, "messages": [{"role": "user", "content": text}]} | options
+
+
+def form(schema) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 def ask(port, text, model="travel", **options) -> dict:
@@ -221,8 +224,7 @@ def test_openais_own_client(served):
 
 def test_a_client_that_hangs_up_frees_its_place(served, monkeypatch):
     monkeypatch.setattr(served.engine, "places", 1)
-    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
-    with held_open(served.port, asking("Count", response_format=form)):
+    with held_open(served.port, asking("Count", response_format=form(LONG))):
         error = refused(send(served.port, asking("Hi")), 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     assert soon(lambda: served.engine.inside == 0)
@@ -233,12 +235,11 @@ def test_a_client_that_hangs_up_frees_its_place(served, monkeypatch):
 
 def test_a_client_that_waits_and_hangs_up_is_never_answered(served, monkeypatch):
     monkeypatch.setattr(served.engine, "active", 1)
-    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
-    begun = []
+    begun, start = [], served.engine._start
     monkeypatch.setattr(
         served.engine, "_start", lambda *given: begun.append(given[0]) or start(*given)
-    ) if (start := served.engine._start) else None
-    with held_open(served.port, asking("Count", "base", response_format=form)):
+    )
+    with held_open(served.port, asking("Count", "base", response_format=form(LONG))):
         line = http.client.HTTPConnection("127.0.0.1", served.port)
         line.request("POST", CHAT, json.dumps(asking("Hi", "tone")))
         assert soon(lambda: served.engine.inside == 2)
@@ -250,9 +251,8 @@ def test_a_client_that_waits_and_hangs_up_is_never_answered(served, monkeypatch)
 def test_the_queue_is_bounded(served, monkeypatch):
     monkeypatch.setattr(served.engine, "active", 1)
     monkeypatch.setattr(served.engine, "places", 3)
-    form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
     with (
-        held_open(served.port, asking("Count", response_format=form)),
+        held_open(served.port, asking("Count", response_format=form(LONG))),
         ThreadPoolExecutor(8) as clients,
     ):
         got = list(clients.map(lambda _: send(served.port, asking("Hi", max_tokens=2)), range(8)))
@@ -303,13 +303,48 @@ TRIP = {
 
 @pytest.mark.parametrize("model", ["base", "travel", "tone"])
 def test_a_schema_gives_valid_json(served, model):
-    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": TRIP}}
-    options = {"response_format": form, "max_tokens": 100}
+    options = {"response_format": form(TRIP), "max_tokens": 100}
     answer = ask(served.port, served.questions[1], model, **options)
     found = json.loads(text_of(answer))
     assert found.keys() == {"city", "days"} and found["days"] in (1, 2, 3)
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert streamed(served.port, served.questions[1], model, **options) == text_of(answer)
+
+
+HOSTILE = {
+    # what would take all time and memory, end the process, or fail at a later token
+    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
+    "no end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    "a pattern": {"type": "string", "pattern": "((("},
+}
+MORE_HOSTILE = {
+    "within": {"type": "object", "properties": {"a": {"type": "array", "maxItems": 10**9}}},
+    "too many": {"type": "object", "properties": {f"p{at}": {} for at in range(2200)}},
+    "never": {"enum": []},
+    "elsewhere": {"$ref": "http://lab.example/schema.json"},
+    "a file": {"$ref": "file:///etc/passwd"},
+    "half a character": {"enum": ["\ud800"]},
+}
+
+
+def hostile(schemas, *marks):
+    return [pytest.param(schema, id=name, marks=marks) for name, schema in schemas.items()]
+
+
+@pytest.mark.parametrize("schema", hostile(HOSTILE) + hostile(MORE_HOSTILE, pytest.mark.slow))
+def test_a_hostile_schema_ends_in_one_error(served, schema):
+    answer = send(served.port, asking("Hi", max_tokens=8, response_format=form(schema)))
+    assert refused(answer, 400)["param"] == "response_format"
+    assert ask(served.port, "Hi", max_tokens=1)
+
+
+def test_a_schema_that_no_trial_found_ends_the_answer_alone(served, monkeypatch):
+    monkeypatch.setattr("labkit.serving.engine.fault_of_schema", lambda *_: "")
+    question = asking("Hi", max_tokens=8, response_format=form(HOSTILE["no end"]))
+    assert refused(send(served.port, question), 400)["param"] == "response_format"
+    status, body = send(served.port, question | {"stream": True})
+    assert status in (200, 400) and b"The JSON schema cannot be used" in body
+    assert ask(served.port, "Hi", max_tokens=1) and served.engine.inside == 0
 
 
 def test_it_is_asked_for_by_programs_of_this_machine_alone(served):
@@ -366,8 +401,7 @@ def test_the_command_serves_and_ends_at_one_interrupt(notebook_runs):
             assert ask(port, "Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
             second = subprocess.run(command, **how)
             assert f"error: port {port} of 127.0.0.1 cannot be opened" in second.stdout
-            form = {"type": "json_schema", "json_schema": {"name": "long", "schema": LONG}}
-            with held_open(port, asking("Count", response_format=form)):
+            with held_open(port, asking("Count", response_format=form(LONG))):
                 server.send_signal(signal.SIGINT)
                 rest = server.communicate(timeout=30)[0]
         finally:
@@ -485,14 +519,13 @@ def test_what_is_empty_or_says_nothing_of_the_answer_is_taken(served):
 
 def test_a_question_that_nearly_fills_the_model_is_answered(served):
     """A prompt of exactly max_length would end the process."""
-    base, words = served.engine, 0
-    encode = base._tokenizer.encode
-    while len(encode(prompt_text(base.tokenizer, " a" * (words + 1)))) < base.max_length:
-        words += 1
-    statuses = []
-    for count in range(words - 18, words + 3):
-        status, body = send(served.port, asking(" a" * count, max_tokens=9))
-        statuses.append(status)
-        if status == 400:
-            assert json.loads(body)["error"]["code"] == "context_length_exceeded"
-    assert statuses[0] == 200 and statuses[-1] == 400 and set(statuses) == {200, 400}
+    most, encode = served.engine.max_length, served.engine._tokenizer.encode
+    about = len(encode(prompt_text(served.engine.tokenizer, "a")))
+    for left, status in {16: 200, 15: 400, 1: 400, 0: 400, -1: 400}.items():
+        text = " ".join("a" * (most - left - about + 1))
+        assert len(encode(prompt_text(served.engine.tokenizer, text))) == most - left
+        answer = send(served.port, asking(text, max_tokens=99))
+        if status == 200:
+            assert json.loads(answer[1])["usage"]["completion_tokens"] <= 16
+        else:
+            assert refused(answer, 400)["code"] == "context_length_exceeded"

@@ -39,33 +39,31 @@ def main(arguments: list[str]) -> int:
 
     folder = options.run or runs_folder() / profile_name()
     engine = Engine(folder / "onnx", adapters_in(folder))
-    try:
-        asyncio.run(serve(engine, options.host, options.port, options.token))
-    finally:
-        engine.close()
+    asyncio.run(serve(engine, options.host, options.port, options.token))
     return 0
 
 
 async def serve(engine, host: str, port: int, token: str) -> None:
-    """Serves *engine* until this process is interrupted or told to end."""
+    """Serves *engine* until this process is interrupted or told to end, and closes it."""
     from labkit.serving.http import listen
 
+    ended, shown = asyncio.Event(), f"[{host}]" if ":" in host else host
+    for number in signal.SIGINT, signal.SIGTERM:
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
         listen(engine, host, port, token)
+        print(
+            f"serving {', '.join(engine.names)} on http://{shown}:{port}/v1 (Ctrl-C ends it)",
+            flush=True,
+        )
+        await ended.wait()
     except OSError as error:
         raise LabError(
             f"port {port} of {host} cannot be opened ({error.strerror}). Choose another one: "
             "./lab serve --port N."
         ) from None
-    shown = f"[{host}]" if ":" in host else host
-    print(
-        f"serving {', '.join(engine.names)} on http://{shown}:{port}/v1 (Ctrl-C ends it)",
-        flush=True,
-    )
-    ended = asyncio.Event()
-    for number in signal.SIGINT, signal.SIGTERM:
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await ended.wait()
+    finally:
+        engine.close()  # while there is a loop that its thread can speak to
 
 
 def is_loopback(host: str) -> bool:

@@ -4,9 +4,13 @@ import asyncio
 import contextlib
 import json
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from labkit.answers import room_for_answer
@@ -76,6 +80,7 @@ class Engine:
                 f"{', '.join(adapters)}: a file is missing or damaged, or an adapter is that of "
                 f"another model (...{why}). Make them again: run lab 04."
             ) from error
+        self._folder, self._trials = folder, ThreadPoolExecutor(1)
         self._closing = False
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -83,6 +88,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the thread; answers that are being written stay unfinished."""
+        self._trials.shutdown(wait=False, cancel_futures=True)
         self._closing = True
         self._waiting.put(None)
         self._thread.join()
@@ -101,6 +107,10 @@ class Engine:
         self.inside += 1
         loop = asyncio.get_running_loop()
         try:
+            if question.schema:
+                trial = self._folder, question.schema
+                if why := await loop.run_in_executor(self._trials, fault_of_schema, *trial):
+                    raise _refused_schema(why)
             self._waiting.put((question, loop))
             while (event := await question.events.get()) is not None:
                 if isinstance(event, Exception):
@@ -122,8 +132,10 @@ class Engine:
                 question, loop, pieces = one
                 try:
                     event = None if question.left else next(pieces, None)
-                except Exception as error:
+                except Exception as error:  # GenAI's own are of no common kind
                     event = error
+                    if question.schema and not isinstance(error, RefusedError):
+                        event = _refused_schema(str(error))  # found in no trial of a few tokens
                 loop.call_soon_threadsafe(question.events.put_nowait, event)
                 if not isinstance(event, str):
                     writing.remove(one)
@@ -167,19 +179,56 @@ class Engine:
         settings.set_search_options(max_length=len(ids) + limit, **options)
         if schema:
             settings.set_guidance("json_schema", schema)
-        try:
-            generator = og.Generator(self._model, settings)
-        except Exception as error:
-            if not schema:
-                raise
-            why = " ".join(str(error).split())[:300]
-            raise RefusedError(
-                400, f"The JSON schema cannot be used: {why}", param="response_format"
-            ) from None
+        generator = og.Generator(self._model, settings)
         if name != BASE:
             generator.set_active_adapter(self._adapters, name)
         generator.append_tokens(ids)
         return generator
+
+
+TRIAL = """
+import contextlib, resource, sys
+import onnxruntime_genai as og
+model = og.Model(sys.argv[1])
+ids = og.Tokenizer(model).encode("Hi")
+taken = resource.getrusage(resource.RUSAGE_SELF)
+with open("/proc/self/statm") as file:
+    pages = int(file.read().split()[0])
+for kind, most in (
+    (resource.RLIMIT_CPU, int(taken.ru_utime + taken.ru_stime) + 5),
+    (resource.RLIMIT_AS, pages * resource.getpagesize() + 2**32),
+    (resource.RLIMIT_CORE, 0),
+):
+    with contextlib.suppress(ValueError, OSError):  # a lower one holds
+        resource.setrlimit(kind, (most, most))
+try:
+    settings = og.GeneratorParams(model)
+    settings.set_search_options(max_length=len(ids) + 9)
+    settings.set_guidance("json_schema", sys.stdin.read())
+    generator = og.Generator(model, settings)
+    generator.append_tokens(ids)
+    while not generator.is_done():
+        generator.generate_next_token()
+except Exception as error:
+    print(" ".join(str(error).split())[:300] or type(error).__name__)
+"""
+
+
+@lru_cache(maxsize=64)
+def fault_of_schema(folder: Path, schema: str) -> str:
+    """Why the model in *folder* cannot be held to a JSON *schema*; "" where it can.
+
+    A schema is a program, too: one with an array of 10**9 items takes all time and memory before
+    its first token. It is tried for a few tokens in a process of its own, with an end to both.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL, str(folder)], input=schema, capture_output=True, text=True
+    )
+    return done.stdout.strip() or ("it takes too much time or memory" if done.returncode else "")
+
+
+def _refused_schema(why: str) -> RefusedError:
+    return RefusedError(400, f"The JSON schema cannot be used: {why}.", param="response_format")
 
 
 def showable(text: str, stop: tuple[str, ...]) -> tuple[int, bool]:

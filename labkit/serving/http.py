@@ -57,7 +57,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -229,7 +229,9 @@ class Chat(Handler):
             pass
         except Exception as error:  # too late for a status
             self.log_exception(type(error), error, error.__traceback__)
-            await self.send({"error": described(500, error, "The answer broke off.")})
+            status = getattr(error, "status_code", 500)
+            message = getattr(error, "message", "The answer broke off.")
+            await self.send({"error": described(status, error, message)})
 
     async def send_delta(self, delta: dict, finish_reason: str | None = None):
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
