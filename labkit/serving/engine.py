@@ -124,22 +124,28 @@ class Engine:
         """Takes one question in, writes one token of each answer, and so on."""
         writing: list[tuple[Question, asyncio.AbstractEventLoop, Iterator[str]]] = []
         while not self._closing:
-            if len(writing) < self.active:
-                with contextlib.suppress(queue.Empty):
-                    if new := self._waiting.get(block=not writing):
-                        writing.append((*new, self._write(new[0])))
+            if len(writing) < self.active and (new := self._next(wait=not writing)):
+                writing.append((*new, self._write(new[0])))
             for one in list(writing):
                 question, loop, pieces = one
                 try:
                     event = None if question.left else next(pieces, None)
                 except Exception as error:  # GenAI's own are of no common kind
-                    event = error
+                    event = error.with_traceback(None)  # which would keep the generator
                     if question.schema and not isinstance(error, RefusedError):
                         event = _refused_schema(str(error))  # found in no trial of a few tokens
                 loop.call_soon_threadsafe(question.events.put_nowait, event)
                 if not isinstance(event, str):
                     writing.remove(one)
                     pieces.close()
+
+    def _next(self, *, wait: bool) -> tuple[Question, asyncio.AbstractEventLoop] | None:
+        """The next question that somebody still waits for; None where there is none."""
+        with contextlib.suppress(queue.Empty):
+            while new := self._waiting.get(block=wait):
+                if not new[0].left:
+                    return new
+        return None
 
     def _write(self, question: Question) -> Iterator[str]:
         """Yields "", then once a token what may be shown of the answer, which may be nothing."""
@@ -195,8 +201,8 @@ taken = resource.getrusage(resource.RUSAGE_SELF)
 with open("/proc/self/statm") as file:
     pages = int(file.read().split()[0])
 for kind, most in (
-    (resource.RLIMIT_CPU, int(taken.ru_utime + taken.ru_stime) + 5),
-    (resource.RLIMIT_AS, pages * resource.getpagesize() + 2**32),
+    (resource.RLIMIT_CPU, int(taken.ru_utime + taken.ru_stime) + 3),
+    (resource.RLIMIT_AS, pages * resource.getpagesize() + 2**29),
     (resource.RLIMIT_CORE, 0),
 ):
     with contextlib.suppress(ValueError, OSError):  # a lower one holds
