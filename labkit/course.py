@@ -66,6 +66,7 @@ LABS = {
 
 # optional: each starts from the products of the labs, and no lab needs one
 EXTRAS = {
+    "08": Entry("serve", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl")),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
 }
 

@@ -18,6 +18,7 @@ TAKE_PRODUCTS = (
     "test_outcome.py",
     "test_graph.py",
     "test_killed.py",
+    "test_serve.py",
 )
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.

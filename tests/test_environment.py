@@ -42,7 +42,7 @@ def conda_lines() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, "extras-serve.txt"])
 def test_every_line_is_an_exact_pin(name):
     for line in lines(name):
         assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+(  # \S.*)?", line), line
@@ -90,6 +90,12 @@ def test_cuda_torch_lock_is_cpu_lock_and_cuda_libraries():
     assert cpu.items() <= both.items()
     assert all(CUDA.match(package) for package in both.keys() - cpu.keys())
     assert {"triton", "nvidia-cudnn-cu13"} <= both.keys()
+
+
+def test_openais_client_goes_with_the_labs_packages():
+    cpu, extra = lock("cpu.txt"), lock("extras-serve.txt")
+    assert {package: cpu[package] for package in extra if package in cpu}.items() <= extra.items()
+    assert direct("extras-serve.txt") == {"openai"}
 
 
 def test_gpu_differs_from_cpu_only_where_it_must():

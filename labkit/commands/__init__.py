@@ -17,6 +17,10 @@ COMMANDS = {
     "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
     "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
+    "serve": (
+        "answer as OpenAI's interface: [--run DIR] [--host H] [--port N] [--token T]",
+        "yes",
+    ),
     "status": ("say which labs are complete", "where set up"),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
