@@ -64,7 +64,13 @@ LABS = {
 }
 
 # optional: each starts from the products of the labs, and no lab needs one
-EXTRAS: dict[str, Entry] = {}
+EXTRAS = {
+    "07": Entry(
+        "form",
+        needs=("awq-dense", "onnx"),
+        makes=("form-train.jsonl", "form-heldout.jsonl", "lora-form", "form.onnx_adapter"),
+    ),
+}
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU
 
