@@ -66,7 +66,13 @@ LABS = {
 
 # optional: each starts from the products of the labs, and no lab needs one
 EXTRAS = {
+    "07": Entry(
+        "form",
+        needs=("awq-dense", "onnx"),
+        makes=("form-train.jsonl", "form-heldout.jsonl", "lora-form", "form.onnx_adapter"),
+    ),
     "08": Entry("serve", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl")),
+    "09": Entry("page", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl"), outputs=("page",)),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
 }
 
