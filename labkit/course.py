@@ -66,6 +66,11 @@ LABS = {
 
 # optional: each starts from the products of the labs, and no lab needs one
 EXTRAS = {
+    "09": Entry(
+        "page",
+        needs=("onnx", "tone.onnx_adapter", "heldout.jsonl", "tone-heldout.jsonl"),
+        outputs=("page",),
+    ),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
 }
 

@@ -110,6 +110,11 @@ def listen(folder: Path, port: int, *, lan: bool = False):
             for name, value in HEADERS.items():
                 self.set_header(name, value)
 
+        @classmethod
+        def get_content_version(cls, path):  # else a hash, for which large files are read whole
+            status = Path(path).stat()
+            return f"{status.st_mtime_ns}-{status.st_size}"
+
         def prepare(self):
             # a page elsewhere that has its own name resolve to this machine is not answered
             name = self.request.host_name.strip("[]")

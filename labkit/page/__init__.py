@@ -135,6 +135,7 @@ def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> Non
             "Make both again: run lab 04."
         )
     save_file({name: weights[name] for name in inputs}, out)
+    out.chmod(0o644)  # safetensors writes for its owner alone, and a server is another user
 
 
 def prompt_pieces(tokenizer) -> dict[str, str | list[str]]:
