@@ -3,13 +3,15 @@ host for anything.
 """
 
 import json
+import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from labkit.answers import LEAST
 from labkit.errors import LabError
 from labkit.files import sha256, write_json
-from labkit.page.graphs import GRAPHS, WEIGHTS, write_graphs
+from labkit.page.graphs import write_graphs
 from labkit.prompts import chat_ids, control_tokens, prompt_text
 from labkit.settings import stop_ids
 from labkit.tokenizer import load_tokenizer
@@ -67,7 +69,8 @@ def write_page(
             "module": f"./lib/{module}",
             "glue": f"./lib/{runtime}.mjs",
             "files": {
-                "graph": file(f"model/{GRAPHS[engine]}"),
+                "graph": file(f"model/{engine}.onnx"),
+                "weights": file(f"model/{engine}.bin"),
                 "runtime": file(f"lib/{runtime}.wasm"),
             },
         }
@@ -86,10 +89,8 @@ def write_page(
             "limit": int(1.2 * max(len(ids) - start for ids, start in lengths)),
             "least": LEAST,
             "examples": {"none": next(iter(examples.values()))} | examples,
-            "memory_mb": memory_mb(out / "model" / WEIGHTS),
-            "weights": WEIGHTS,
+            "memory_mb": memory_mb([out / "model" / "wasm.bin", *(out / "adapters").iterdir()]),
             "files": {
-                "weights": file(f"model/{WEIGHTS}"),
                 "tokenizer": file("model/tokenizer.json"),
                 "tokenizerConfig": file("model/tokenizer_config.json"),
             },
@@ -101,9 +102,11 @@ def write_page(
     return out
 
 
-def memory_mb(weights: Path) -> int:
-    """What a browser needs at least, in MB: the weights as they come, and as floats of 32 bits."""
-    return round(9 * weights.stat().st_size / 1e8) * 100
+def memory_mb(files: Iterable[Path]) -> int:
+    """What a browser needs about, in MB: the *files* twice, as they come and as they are used, and
+    what it needs itself.
+    """
+    return 100 * math.ceil((2 * sum(file.stat().st_size for file in files) / 1e6 + 400) / 100)
 
 
 def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> None:

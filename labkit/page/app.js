@@ -91,12 +91,12 @@ function hear(data) {
     if (data.failed) fail(data.failed, data.while === 'answering');
 }
 
-function showProgress({ done, total, unpacking }) {
+function showProgress({ done, total, starting }) {
     at('progress').max = total;
     at('progress').value = done;
     const mb = (bytes) => Math.round(bytes / 1e6);
-    at('state').textContent = unpacking
-        ? 'Unpacking the model, some seconds ...'
+    at('state').textContent = starting
+        ? 'Starting the model, some seconds ...'
         : `Loading the model: ${mb(done)} of ${mb(total)} MB`;
 }
 

@@ -1,22 +1,22 @@
-"""The graph of lab 04 as a browser can run it: two graphs beside one file of weights."""
+"""The graph of lab 04 as a browser can run it: one for its processor, one for its GPU."""
 
 from pathlib import Path
 
 from labkit.errors import LabError
 from labkit.weights import one_line
 
-WEIGHTS = "weights.bin"
-GRAPHS = {"wasm": "wasm.onnx", "webgpu": "webgpu.onnx"}
+ENGINES = ("wasm", "webgpu")
 LARGE = 1024  # bytes; what is smaller stays in the graph
 
 
 def write_graphs(onnx_dir: Path, out: Path, *, every_position: bool = False) -> dict:
-    """Writes both graphs of the model in *onnx_dir*, and their weights, to the folder *out*.
+    """Writes the model in *onnx_dir* to the folder *out*, as wasm.onnx with wasm.bin and as
+    webgpu.onnx with webgpu.bin.
 
-    Their weights are the bytes that lab 04 wrote. LoRA weights are inputs that must be given: the
-    browser's runtime refuses a feed for an input that has a default. Only the last position gets
-    logits, unless *every_position* does, for a loss. The graph for WASM has the 4-bit products
-    taken apart: see :func:`_unpack_once`. Returns what whoever runs them must know: layers,
+    LoRA weights are inputs that must be given: the browser's runtime refuses a feed for an input
+    that has a default. Only the last position gets logits, unless *every_position* does, for a
+    loss. The GPU has a kernel for 4-bit integers, and gets those of lab 04; see
+    :func:`_eight_bits` for the processor. Returns what whoever runs them must know: layers,
     kv_heads, head_size, adapter_inputs (name -> shape, 0 for the rank).
 
     Raises LabError for a graph that is missing, damaged, or not made for a processor.
@@ -44,10 +44,12 @@ def write_graphs(onnx_dir: Path, out: Path, *, every_position: bool = False) -> 
     graph.initializer.extend(kept)
     if not every_position:
         _last_position(model)
-    _weights_aside(model, out / WEIGHTS)
-    (out / GRAPHS["webgpu"]).write_bytes(model.SerializeToString())
-    _unpack_once(model)
-    (out / GRAPHS["wasm"]).write_bytes(model.SerializeToString())
+    on_processor = onnx.ModelProto()
+    on_processor.CopyFrom(model)
+    _eight_bits(on_processor)
+    for engine, one in zip(ENGINES, (on_processor, model), strict=True):
+        _weights_aside(one, out / f"{engine}.bin")
+        (out / f"{engine}.onnx").write_bytes(one.SerializeToString())
     heads, _, size = (dim.dim_value for dim in caches[0].shape.dim[1:])
     return {
         "layers": len(caches) // 2,
@@ -88,50 +90,113 @@ def _weights_aside(model, path: Path) -> None:
                 one.data_location = one.EXTERNAL
 
 
-def _unpack_once(model) -> None:
-    """Each MatMulNBits becomes DequantizeLinear and a product of floats.
+def _eight_bits(model) -> None:
+    """Each MatMulNBits becomes a product of 8-bit integers, which WASM has a fast kernel for.
 
     MatMulNBits unpacks its integers at every token, which takes WASM many times as long as the
-    product itself. DequantizeLinear is constant here: ONNX Runtime computes it when it loads the
-    graph (with session.disable_quant_qdq), and packs each result for the product in its place.
-    Integers, scales and zero points stay as they are in the file: two in a byte, the first one
-    low. (Rows that end within a byte or a group are padded, for MatMulNBits alone, and left to
-    it.)
+    product itself. Here the 4-bit values are written as 8 bits with one scale a column. The
+    operator gives all rows that it gets one scale; so each row is divided by its largest value
+    first, and its product multiplied by that again: a token with large values takes nothing from
+    the others. A head that is tied to the embedding stays so.
     """
-    from onnx import TensorProto, helper
+    import numpy as np
+    from onnx import helper, numpy_helper
 
     graph, nodes = model.graph, []
     weights = {one.name: one for one in graph.initializer}
+    tied = _tied_embedding(graph)
+    least = helper.make_tensor("least", 1, [], [1e-20])  # a row may be all zeros
+    columns = helper.make_tensor("columns", 7, [1], [-1])
+    graph.initializer.extend([least, columns])
     for node in graph.node:
-        told = {one.name: one.i for one in node.attribute}
-        if node.op_type != "MatMulNBits" or told["K"] % (2 * told["block_size"]):
+        if node.op_type != "MatMulNBits":
             nodes.append(node)
             continue
-        rows, columns, group, bits = (told[key] for key in ("N", "K", "block_size", "bits"))
-        values, integers, scales, zeros = node.input[:4]
-        if bits == 4:
-            for name, width in ((integers, columns), (zeros, columns // group)):
-                weights[name].data_type = TensorProto.UINT4
-                weights[name].dims[:] = [rows, width]
-        else:  # the head; the embedding reads the same bytes in their own shape
-            shape = helper.make_tensor(f"{node.name}/shape", 7, [2], [rows, columns])
-            graph.initializer.append(shape)
-            flat = f"{node.name}/flat"
-            nodes.append(helper.make_node("Reshape", [integers, shape.name], [flat]))
-            integers = flat
-        floats = f"{node.name}/floats"
+        name, values = node.name, node.input[0]
+        wide = _floats(node, weights)  # [out, in]
+        scale = np.maximum(np.abs(wide).max(axis=1), np.float32(1e-20)) / 127
+        integers = np.round(wide / scale[:, None]).astype(np.int8).T
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(np.ascontiguousarray(integers), f"{name}/integers"),
+                numpy_helper.from_array(scale, f"{name}/scales"),
+            ]
+        )
+        steps = (
+            ("Abs", [values], "sizes", {}),
+            ("ReduceMax", [f"{name}/sizes", "columns"], "largest", {}),
+            ("Max", [f"{name}/largest", "least"], "unit", {}),
+            ("Div", [values, f"{name}/unit"], "rows", {}),
+            (
+                "DynamicQuantizeMatMul",
+                [f"{name}/rows", f"{name}/integers", f"{name}/scales"],
+                "product",
+                {"domain": "com.microsoft"},
+            ),
+        )
         nodes += [
-            helper.make_node(
-                "DequantizeLinear", [integers, scales, zeros], [floats], axis=1, block_size=group
-            ),
-            helper.make_node(
-                "FusedMatMul",
-                [values, floats],
-                node.output,
-                name=node.name,
-                domain="com.microsoft",
-                transB=1,
-            ),
+            helper.make_node(kind, inputs, [f"{name}/{output}"], **more)
+            for kind, inputs, output, more in steps
         ]
-    del graph.node[:]
+        nodes.append(helper.make_node("Mul", [f"{name}/product", f"{name}/unit"], node.output))
+    if tied:
+        embedding, head = tied
+        at = next(i for i, node in enumerate(nodes) if node.name == embedding.name)
+        ids, found = embedding.input[1], f"{embedding.name}/columns"
+        nodes[at : at + 1] = [
+            helper.make_node("Gather", [f"{head}/integers", ids], [found], axis=1),
+            helper.make_node("Transpose", [found], [f"{found}/turned"], perm=[1, 2, 0]),
+            helper.make_node("Cast", [f"{found}/turned"], [f"{found}/floats"], to=1),
+            helper.make_node("Gather", [f"{head}/scales", ids], [f"{found}/scale"]),
+            helper.make_node("Unsqueeze", [f"{found}/scale", "columns"], [f"{found}/unit"]),
+            helper.make_node("Mul", [f"{found}/floats", f"{found}/unit"], embedding.output),
+        ]
+    _keep_what_is_used(graph, nodes)
+
+
+def _floats(node, weights: dict):
+    """The weights [out, in] of a MatMulNBits in float32; *weights* maps names to initializers."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    told = {one.name: one.i for one in node.attribute}
+    rows, columns, bits = told["N"], told["K"], told["bits"]
+    groups = -(-columns // told["block_size"])
+
+    def unpacked(name, width):
+        packed = numpy_helper.to_array(weights[name]).reshape(rows, -1)
+        if bits == 4:  # two in a byte, the first one low
+            packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)
+        return packed.reshape(rows, groups, -1) if width > groups else packed[:, :groups, None]
+
+    scales = numpy_helper.to_array(weights[node.input[2]]).reshape(rows, groups, 1)
+    integers = unpacked(node.input[1], columns).astype(np.float32)
+    zeros = unpacked(node.input[3], groups) if len(node.input) > 3 else 1 << (bits - 1)
+    return ((integers - zeros) * scales).reshape(rows, -1)[:, :columns]
+
+
+def _tied_embedding(graph):
+    """(the node of the embedding, the name of the head), if both read the same integers."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    head = made_by["logits"]
+    for node in graph.node:
+        if node.op_type == "GatherBlockQuantized":
+            behind = made_by.get(node.input[0])
+            source = behind.input[0] if behind else node.input[0]
+            return (node, head.name) if source == head.input[1] else None
+    return None
+
+
+def _keep_what_is_used(graph, nodes: list) -> None:
+    """Puts *nodes* into *graph*, without those, and the initializers, that nothing reads."""
+    results = {one.name for one in graph.output}
+    while True:
+        read = {name for node in nodes for name in node.input} | results
+        used = [node for node in nodes if read.intersection(node.output)]
+        if len(used) == len(nodes):
+            break
+        nodes = used
+    kept = [one for one in graph.initializer if one.name in read]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
+    graph.initializer.extend(kept)

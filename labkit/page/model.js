@@ -9,10 +9,10 @@ export async function loadModel(ort, page, device, files) {
     const text = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
     const session = await ort.InferenceSession.create(files.graph, {
         executionProviders: [device],
-        externalData: [{ path: page.weights, data: files.weights }],
-        // On the processor the 4-bit integers are unpacked to floats, once: ONNX Runtime computes
-        // what is constant (DequantizeLinear), if it is told not to keep the quantized form.
-        extra: { session: { disable_quant_qdq: '1' } },
+        // the graph has the place of each weight in a file of this name
+        externalData: [{ path: `${device}.bin`, data: files.weights }],
+        // a second copy of the weights, in another order, wins no time here
+        extra: { session: { disable_prepacking: '1' } },
         // on a GPU the cache stays there
         ...(device === 'webgpu' && {
             preferredOutputLocation: Object.fromEntries(

@@ -34,7 +34,7 @@ async function start({ page: given, device, threads }) {
     for (const [name, file] of Object.entries(adapters)) {
         found.adapters[name] = await load(file, onBytes);
     }
-    postMessage({ progress: { done: total, total, unpacking: true } });
+    postMessage({ progress: { done: total, total, starting: true } });
     const ort = await import(engine.module);
     ort.env.wasm.wasmPaths = { mjs: new URL(engine.glue, import.meta.url).href };
     ort.env.wasm.wasmBinary = found.runtime.buffer;
@@ -44,7 +44,8 @@ async function start({ page: given, device, threads }) {
     model = await loadModel(ort, page, device, found);
     await forgetOthers(Object.values(page.engines).flatMap((one) => Object.values(one.files))
         .concat(Object.values(page.files), Object.values(adapters)));
-    postMessage({ ready: { device, threads, mb: megabytes(total), seconds: (performance.now() - began) / 1000 } });
+    const seconds = (performance.now() - began) / 1000;
+    postMessage({ ready: { device, threads, mb: megabytes(total), seconds } });
 }
 
 async function answer({ question, adapter, most }) {
