@@ -139,10 +139,10 @@ def answer_of(page, adapter, question) -> list[int]:
 
     page.get_by_label("Adapter").select_option(adapter)
     page.get_by_label("Question").fill(question)
-    page.evaluate("delete document.getElementById('answer').dataset.ids")
+    page.evaluate("delete document.getElementById('answer').dataset.done")
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("#answer[aria-busy=false][data-ids]")).to_be_visible()
-    return json.loads(page.locator("#answer").get_attribute("data-ids"))
+    expect(page.locator("#answer[aria-busy=false][data-done]")).to_be_visible()
+    return json.loads(page.locator("#answer").get_attribute("data-done"))["ids"]
 
 
 def rounded_floats(path):
@@ -318,7 +318,7 @@ def test_a_phone_shows_it_whole_and_a_keyboard_is_enough(page, site):
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("What should I see in Kyoto?")
     page.keyboard.press("Enter")
-    expect(page.locator("#answer[data-ids]")).to_be_visible()
+    expect(page.locator("#answer[data-done]")).to_be_visible()
     assert page.locator("#answer").get_attribute("aria-live") == "polite"
     assert page.locator("#state").get_attribute("role") == "status"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from labkit.commands.open import port_number
 from labkit.errors import LabError
+from labkit.extra_packages import extra_packages
 from labkit.folders import half_done_is_deleted
 
 # what browsers ask for before they give a page several threads
@@ -134,14 +135,12 @@ def listen(folder: Path, port: int, *, lan: bool = False):
 
 
 def qr_code(address: str) -> str:
-    """The address as blocks of text, where the package segno is there; else how to have it."""
+    """The address as blocks of text, where segno is installed; else how to have it."""
     try:
-        segno = importlib.import_module("segno")  # of an extra's lock
-    except ModuleNotFoundError:
-        return (
-            f"('{sys.executable} -m pip install -r locks/extras-page.txt' would show the address "
-            "as a QR code.)"
-        )
+        sys.path.append(str(extra_packages("page")))
+    except LabError:
+        return "('./lab setup --extra page' lets it show the address as a QR code.)"
+    segno = importlib.import_module("segno")
     text = io.StringIO()
     segno.make(address, error="l").terminal(out=text, compact=True)
     return text.getvalue()

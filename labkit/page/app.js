@@ -133,7 +133,7 @@ function ask(event) {
 
 function show({ text, tokens, first, perSecond, ids }) {
     at('answer').textContent = text.trim();
-    if (ids) at('answer').dataset.ids = JSON.stringify(ids);
+    if (ids) at('answer').dataset.done = JSON.stringify({ ids, tokens, first, perSecond });
     at('speed').textContent = `${tokens} token${tokens === 1 ? '' : 's'}, first after ` +
         `${(first / 1000).toFixed(1)} s` + (perSecond ? `, ${perSecond.toFixed(1)} tokens/s` : '');
 }

@@ -9,28 +9,22 @@ ENGINES = ("wasm", "webgpu")
 LARGE = 1024  # bytes; what is smaller stays in the graph
 
 
-def write_graphs(onnx_dir: Path, out: Path, *, every_position: bool = False) -> dict:
+def write_graphs(onnx_dir: Path, out: Path) -> dict:
     """Writes the model in *onnx_dir* to the folder *out*, as wasm.onnx with wasm.bin and as
     webgpu.onnx with webgpu.bin.
 
     LoRA weights are inputs that must be given: the browser's runtime refuses a feed for an input
-    that has a default. Only the last position gets logits, unless *every_position* does, for a
-    loss. The GPU has a kernel for 4-bit integers, and gets those of lab 04; see
-    :func:`_eight_bits` for the processor. Returns what whoever runs them must know: layers,
-    kv_heads, head_size, adapter_inputs (name -> shape, 0 for the rank).
+    that has a default. Only the last position gets logits. The GPU has a kernel for 4-bit
+    integers, and gets those of lab 04; for the processor see :func:`_eight_bits`. Returns what
+    whoever runs them must know: layers, kv_heads, head_size, adapter_inputs (name -> shape, 0 for
+    the rank).
 
     Raises LabError for a graph that is missing, damaged, or not made for a processor.
     """
     import onnx
 
     path = onnx_dir / "model.onnx"
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's own is of no common kind
-        raise LabError(
-            f"the model {path} for the page is missing or damaged ({one_line(error)}). Make it "
-            "again: run lab 04."
-        ) from error
+    model = _loaded(path)
     graph = model.graph
     caches = [one.type.tensor_type for one in graph.input if one.name.startswith("past_key_")]
     if not caches or any(one.elem_type != onnx.TensorProto.FLOAT for one in caches):
@@ -42,8 +36,7 @@ def write_graphs(onnx_dir: Path, out: Path, *, every_position: bool = False) -> 
     kept = [one for one in graph.initializer if one.name not in required]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    if not every_position:
-        _last_position(model)
+    _last_position(model)
     on_processor = onnx.ModelProto()
     on_processor.CopyFrom(model)
     _eight_bits(on_processor)
@@ -60,6 +53,32 @@ def write_graphs(onnx_dir: Path, out: Path, *, every_position: bool = False) -> 
             for name, one in required.items()
         },
     }
+
+
+def write_for_loss(onnx_dir: Path, out: Path, *, each_row: bool = True) -> Path:
+    """Writes to the empty folder *out* what WASM computes, as :class:`labkit.OnnxLogits` reads it,
+    and returns that: with logits of every position, and an adapter or none.
+
+    Each row (token) has its own scale, or one is for all where not *each_row*. Raises LabError for
+    a graph that is missing or damaged.
+    """
+    model = _loaded(onnx_dir / "model.onnx")
+    _eight_bits(model, each_row=each_row)
+    _weights_aside(model, out / "wasm.bin")
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    return out
+
+
+def _loaded(path: Path):
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's own is of no common kind
+        raise LabError(
+            f"the model {path} for the page is missing or damaged ({one_line(error)}). Make it "
+            "again: run lab 04."
+        ) from error
 
 
 def _last_position(model) -> None:
@@ -90,12 +109,12 @@ def _weights_aside(model, path: Path) -> None:
                 one.data_location = one.EXTERNAL
 
 
-def _eight_bits(model) -> None:
+def _eight_bits(model, *, each_row: bool = True) -> None:
     """Each MatMulNBits becomes a product of 8-bit integers, which WASM has a fast kernel for.
 
     MatMulNBits unpacks its integers at every token, which takes WASM many times as long as the
     product itself. Here the 4-bit values are written as 8 bits with one scale a column. The
-    operator gives all rows that it gets one scale; so each row is divided by its largest value
+    operator gives all rows that it gets one scale; so *each_row* is divided by its largest value
     first, and its product multiplied by that again: a token with large values takes nothing from
     the others. A head that is tied to the embedding stays so.
     """
@@ -122,6 +141,17 @@ def _eight_bits(model) -> None:
                 numpy_helper.from_array(scale, f"{name}/scales"),
             ]
         )
+        product = f"{name}/integers", f"{name}/scales"
+        if not each_row:
+            nodes.append(
+                helper.make_node(
+                    "DynamicQuantizeMatMul",
+                    [values, *product],
+                    node.output,
+                    domain="com.microsoft",
+                )
+            )
+            continue
         steps = (
             ("Abs", [values], "sizes", {}),
             ("ReduceMax", [f"{name}/sizes", "columns"], "largest", {}),
@@ -129,7 +159,7 @@ def _eight_bits(model) -> None:
             ("Div", [values, f"{name}/unit"], "rows", {}),
             (
                 "DynamicQuantizeMatMul",
-                [f"{name}/rows", f"{name}/integers", f"{name}/scales"],
+                [f"{name}/rows", *product],
                 "product",
                 {"domain": "com.microsoft"},
             ),
