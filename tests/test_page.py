@@ -370,7 +370,7 @@ def test_a_device_that_says_it_has_too_little_memory_loads_nothing(page, site):
 
 def test_memory_that_runs_out_is_said(page, site, written):
     told = json.loads((written / "page.json").read_text())
-    told["files"]["weights"]["bytes"] = 2**45  # more than any browser allocates
+    told["engines"]["wasm"]["files"]["weights"]["bytes"] = 2**45  # more than any browser allocates
     page.context.route("**/page.json", lambda route: route.fulfill(json=told))
     text = said(page, site)
     assert text.startswith("This device has too little memory for the model: it needs about")

@@ -43,9 +43,7 @@ def npm(tmp_path, monkeypatch):
             (tmp_path / name).write_text(script)
             (tmp_path / name).chmod(0o755)
         digest = base64.b64encode(hashlib.sha512(content.getvalue()).digest()).decode()
-        lock = {
-            "some": {"version": "1.0.0", "integrity": f"sha512-{digest}", "files": ["a/b.mjs"]}
-        }
+        pin = {"version": "1.0.0", "integrity": f"sha512-{digest}", "files": ["a/b.mjs"]}
         library.LOCK.write_text(json.dumps({"some": pin}))
         return content.getvalue()
 
