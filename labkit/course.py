@@ -72,7 +72,11 @@ EXTRAS = {
         makes=("form-train.jsonl", "form-heldout.jsonl", "lora-form", "form.onnx_adapter"),
     ),
     "08": Entry("serve", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl")),
-    "09": Entry("page", needs=("onnx", "tone.onnx_adapter", "heldout.jsonl"), outputs=("page",)),
+    "09": Entry(
+        "page",
+        needs=("onnx", "tone.onnx_adapter", "heldout.jsonl", "tone-heldout.jsonl"),
+        outputs=("page",),
+    ),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
 }
 

@@ -17,6 +17,7 @@ TAKE_PRODUCTS = (
     "test_solutions.py",
     "test_outcome.py",
     "test_graph.py",
+    "test_page.py",
     "test_killed.py",
     "test_serve.py",
 )

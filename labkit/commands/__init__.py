@@ -22,6 +22,7 @@ COMMANDS = {
         "yes",
     ),
     "status": ("say which labs are complete", "where set up"),
+    "page": ("write the model as a page for a browser: [--serve] [--lan] [--port N]", "yes"),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
