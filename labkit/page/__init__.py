@@ -124,8 +124,8 @@ def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> Non
         weights = {name: np.array(one.numpy()) for name, one in file.get_parameters().items()}
     except Exception as error:  # ONNX Runtime's own are of no common kind
         raise LabError(
-            f"the adapter {adapter} cannot be read for the page ({one_line(error)}): it is missing "
-            "or damaged. Make it again: run lab 04."
+            f"the adapter {adapter} cannot be read for the page ({one_line(error)}). Make it "
+            "again: run lab 04."
         ) from error
     fits = weights.keys() == inputs.keys() and all(
         there in (0, here)
