@@ -106,7 +106,7 @@ def memory_mb(files: Iterable[Path]) -> int:
     """What a browser needs about, in MB: the *files* twice, as they come and as they are used, and
     what it needs itself.
     """
-    return 100 * math.ceil((2 * sum(file.stat().st_size for file in files) / 1e6 + 400) / 100)
+    return 100 * math.ceil((2 * sum(file.stat().st_size for file in files) / 1e6 + 600) / 100)
 
 
 def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> None:
