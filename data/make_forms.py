@@ -15,11 +15,16 @@ from pathlib import Path
 
 OUT = Path(__file__).with_name("forms.jsonl")
 SEED = 7
-EACH = {"train": 12, "heldout": 8}  # records of one template
+EACH = {"train": 6, "heldout": 8}  # records of one template
 FIELDS = ("city", "days", "month", "people", "wants")
 
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+).split()
+FEW = 5  # people; more are counted, and not told as "me and four friends"
 HELD_OUT_NUMBERS = (6, 9, 11)  # neither as digits nor as words in a training sentence
+DAYS = (1, 2, 2, 3, 3, 4, 5, 7, 7, 8, 10, 12, 13, 14, 15, 18, 20, 21)
+PEOPLE = (1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 7, 8, 10, 12, 14, 15, 20)
 MONTHS = (
     "January February March April May June July August September October November December"
 ).split()
@@ -28,14 +33,40 @@ SHORT_MONTHS |= {"October": "Oct", "November": "Nov", "December": "Dec"}
 
 CITIES = {
     "train": (
-        "Amsterdam Athens Barcelona Beijing Bergen Bilbao Bologna Bordeaux Boston Bruges Brussels "
-        "Budapest Cairo Cardiff Chicago Cologne Copenhagen Dresden Dublin Edinburgh Florence "
-        "Geneva Ghent Glasgow Granada Hamburg Hanoi Istanbul Kyoto Lima Lisbon London Lyon Madrid "
-        "Malaga Marrakech Melbourne Milan Montreal Munich Nairobi Naples Nice Osaka Palermo Paris "
-        "Prague Reykjavik Rome Salzburg Seville Singapore Stockholm Sydney Tallinn Tokyo Toronto "
-        "Venice Vienna Zagreb"
+        "Amsterdam Aarhus Aberdeen Accra Adelaide Agadir Alicante Almaty Amman Ankara Annecy "
+        "Arles Asheville Aspen Athens Atlanta Auckland Austin Avignon Bali Baltimore Barcelona "
+        "Bari Basel Beijing Beirut Bergamo Bergen Biarritz Bilbao Birmingham Bologna Bonn "
+        "Bordeaux Boston Brasov Bratislava Bremen Brighton Brisbane Bristol Bruges Brussels "
+        "Bucharest Budapest Burgos Cadiz Cagliari Cairo Calgary Cambridge Cannes Cardiff "
+        "Cartagena Casablanca Catania Charleston Chester Chicago Chennai Coimbra Colmar Cologne "
+        "Colombo Copenhagen Cordoba Cusco Dakar Dallas Darwin Delft Detroit Dijon Doha Dresden "
+        "Dubai Dublin Dubrovnik Durban Durham Edinburgh Essaouira Evora Exeter Faro Fes "
+        "Florence Frankfurt Freiburg Fukuoka Funchal Geneva Ghent Gibraltar Girona Glasgow "
+        "Gothenburg Granada Graz Grenoble Guadalajara Haarlem Haifa Halifax Hamburg Hanoi "
+        "Hanover Heidelberg Hiroshima Hobart Honolulu Houston Innsbruck Inverness Istanbul "
+        "Izmir Jaipur Jakarta Jerusalem Johannesburg Kampala Kathmandu Kobe Kotor Kyoto Lagos "
+        "Lahore Lausanne Leeds Leuven Lille Lima Linz Lisbon Liverpool London Lucca Lucerne "
+        "Lugano Lyon Maastricht Madrid Malaga Malmo Mantua Marrakech Matera Melbourne Memphis "
+        "Menton Miami Milan Mombasa Montevideo Montreal Montpellier Mumbai Munich Muscat Nagoya "
+        "Nairobi Nantes Naples Nara Nashville Newcastle Nice Nicosia Nuremberg Oaxaca Odense "
+        "Orlando Osaka Ottawa Oxford Padua Palermo Palma Panama Paphos Paris Parma Pisa "
+        "Portland Potsdam Prague Pretoria Pula Quebec Quito Ravenna Regensburg Rennes Reykjavik "
+        "Rhodes Rome Rouen Salvador Salzburg Sarajevo Savannah Seville Shanghai Sheffield Siena "
+        "Sintra Singapore Sorrento Stavanger Stockholm Strasbourg Stuttgart Sucre Sydney "
+        "Syracuse Taipei Tallinn Tampere Tarragona Tartu Tirana Tokyo Toledo Toronto Toulouse "
+        "Trento Tromso Trondheim Tucson Turku Uppsala Utrecht Vancouver Venice Vienna Vigo "
+        "Wellington Winchester Windhoek Wroclaw Yerevan Zadar Zagreb Zanzibar Zaragoza"
     ).split()
-    + ["New York", "Hong Kong", "Cape Town", "San Francisco", "Mexico City", "Buenos Aires"],
+    + ["New York", "Hong Kong", "Cape Town", "San Francisco", "Mexico City", "Buenos Aires"]
+    + [
+        "Las Vegas",
+        "Addis Ababa",
+        "St Andrews",
+        "La Paz",
+        "Palm Springs",
+        "Santa Fe",
+        "Ho Chi Minh City",
+    ],
     "heldout": (
         "Antwerp Bangkok Berlin Bogota Cork Delhi Genoa Havana Helsinki Krakow Leipzig Manila "
         "Marseille Oslo Porto Riga Seattle Split Turin Valencia Vilnius Warsaw Zurich"
@@ -69,6 +100,46 @@ WANTS = {
 # a template names the fields that its sentence tells; the others stay null, or an empty list
 TEMPLATES = {
     "train": """
+Two questions about {city}: is {month} too hot, and where do we find {wants}?
+Booking request. Destination {city}, duration {days}, party: {who}.
+My boss gave me {days} off, so {city} it is. {wants}, here I come.
+Could we manage {city} in {days} {for_who}?
+Off to {city}, {month}. {wants} and nothing else!
+I hear {city} is lovely in {month}. {who}.
+Do you have an offer {for_who} in {city} over {days} in {month}?
+{wants} {for_who}, anywhere in {month}.
+The kids voted: {city}! {days} in {month}, {who}.
+Quick one: {city}, {wants}, {for_who}.
+It's {city} or nothing. {month}, {days}.
+We fancy {wants} this {month}. Where should we go?
+After {other} we move on to {city} and stay there {days}.
+Not {other}, please, but {city}, {for_who}, {month}.
+For my birthday in {month} I wish for {days} in {city} with {wants}.
+I'd rather have {wants} than anything else. {city}, {days}.
+Where do people find {wants} in {city}? {who}.
+{who}. Give us {wants} and we're happy. {city} in {month}.
+Let's do {city}. {nday} stay, {month}, {wants}.
+My company sends me to {city} in {month}. Any {wants} around?
+{days} away from everything {for_who}. Suggestions?
+We are dreaming of {wants} under the sun. {days}, {month}, {for_who}.
+Is it silly to visit {city} for {wants} alone?
+A {nday} tour of {city}? {who}.
+So, {month}. {city}. {for_who}. What does it cost?
+Between jobs, so I have {days}. {city} calls, {wants} too.
+Someone told me to see {city} in {month}. True?
+Been to {other} twice. Now {city}: {days}, {wants}.
+Looking to rent a flat in {city} for {days} from the start of {month}, {who}.
+{who}, no plans yet. {wants} would be perfect.
+First time in {city}! {wants}?
+I promised my family {wants}: {city} in {month}, {for_who}.
+Is there a train from {other} to {city}? {who} and we have {days}.
+One ticket to {city} please, I mean to stay {days}.
+Autumn in {city} {for_who}? We like {wants}.
+In {month} we'd go anywhere for {wants}. {days}, {for_who}.
+Any advice on {city}?
+To celebrate we're going to {city}: {wants}, {days}.
+We need sleep, quiet and {city}. {days}. {month}.
+Dates: {month}. Place: {city}. Travellers: {for_who}. Interests: {wants}.
 Planning {days} in {city} in {month} {for_who}. Mostly {wants}.
 I want to go to {city} for {days}. I like {wants}.
 Can you plan a trip to {city} in {month}? {who} and we love {wants}.
@@ -270,7 +341,7 @@ def for_phrases(people: int, rng: random.Random) -> list[str]:
     if people == 2:
         return phrases + ["for a couple", "for my mum and me", "for me and my husband"]
     phrases += [f"for a family of {word}", f"for a group of {word}"]
-    return phrases + [f"for me and {NUMBERS[people - 1]} friends"]
+    return phrases + [f"for me and {NUMBERS[people - 1]} friends"] if people <= FEW else phrases
 
 
 def who_phrases(people: int, rng: random.Random) -> list[str]:
@@ -282,7 +353,10 @@ def who_phrases(people: int, rng: random.Random) -> list[str]:
     if people == 2:
         phrases += ["we're a couple", "my mum and I are going", "it's me and my sister"]
         return phrases + ["I'm going with my wife", "my friend and I are going"]
-    phrases += [f"we're a family of {word}", f"it's me and {NUMBERS[people - 1]} friends"]
+    phrases += [f"we're a family of {word}", f"we're a group of {word}"]
+    if people > FEW:
+        return phrases
+    phrases += [f"it's me and {NUMBERS[people - 1]} friends"]
     kids = "a kid" if people == 3 else f"{NUMBERS[people - 2]} kids"
     return phrases + [f"we are two adults and {kids}"]
 
@@ -291,8 +365,9 @@ def allowed(phrases: list[str], side: str) -> list[str]:
     """Those *phrases* that hold no number of the other side."""
     if side == "heldout":
         return phrases
-    held_out = "|".join(f"{number}|{NUMBERS[number]}" for number in HELD_OUT_NUMBERS)
-    return [phrase for phrase in phrases if not re.search(rf"\b({held_out})\b", phrase)]
+    digits, words = zip(*((str(n), NUMBERS[n]) for n in HELD_OUT_NUMBERS), strict=True)
+    held_out = re.compile(rf"{'|'.join(digits)}|\b({'|'.join(words)})\b")
+    return [phrase for phrase in phrases if not held_out.search(phrase)]
 
 
 def listing(phrases: list[str]) -> str:
@@ -320,12 +395,15 @@ def swapped(template: str, rng: random.Random) -> str:
     return template[:at] + template[at + 1] + template[at] + template[at + 2 :]
 
 
-def sentence(template: str, side: str, rng: random.Random) -> tuple[str, dict]:
+def sentence(template: str, side: str, cities: list[str], rng: random.Random) -> tuple[str, dict]:
     """A sentence made from *template*, and its form."""
     form = dict.fromkeys(FIELDS) | {"wants": []}
-    city, other = rng.sample(CITIES[side], 2)
-    days = numbers(side, (1, 2, 2, 3, 3, 4, 5, 7, 7, 8, 10, 12, 14), rng)
-    people = numbers(side, (1, 1, 2, 2, 2, 3, 4, 4, 5, 8), rng)
+    if len(cities) < 2:  # each is named once before one comes again: to copy, not to know
+        cities[:] = rng.sample(CITIES[side], len(CITIES[side]))
+    city = cities.pop()
+    other = cities.pop() if "{other}" in template else ""
+    days = numbers(side, DAYS, rng)
+    people = numbers(side, PEOPLE, rng)
     month = rng.choice(MONTHS)
     tags = rng.sample(sorted(WANTS), rng.choice([1, 1, 2, 2, 3]))
     while "{nday}" in template and days == 1:
@@ -364,10 +442,11 @@ def records() -> list[dict]:
     """All records in the order of the file: mixed, so that any part of it has all kinds."""
     rng, made, seen = random.Random(SEED), [], set()
     for side, templates in TEMPLATES.items():
+        cities: list[str] = []
         for number, template in enumerate(templates.strip().splitlines(), 1):
             count = 0
             while count < EACH[side]:
-                text, form = sentence(template, side, rng)
+                text, form = sentence(template, side, cities, rng)
                 if text.lower() not in seen:
                     seen.add(text.lower())
                     made.append((text, form, f"{side} {number}", side))

@@ -66,6 +66,11 @@ LABS = {
 
 # optional: each starts from the products of the labs, and no lab needs one
 EXTRAS = {
+    "07": Entry(
+        "form",
+        needs=("awq-dense", "onnx"),
+        makes=("form-train.jsonl", "form-heldout.jsonl", "lora-form", "form.onnx_adapter"),
+    ),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
 }
 

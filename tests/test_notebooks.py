@@ -17,6 +17,7 @@ TAUGHT = {
     "04": "olive.run(",
     "05": "og.Generator(",
     "06": "models.create_or_update(",
+    "07": "set_guidance(",
 }
 
 
