@@ -34,7 +34,7 @@ _HOME = {
     "olive_passes": "passes",
     "unpack_awq": "passes.awq",
     "load_adapter": "weights",
-    "extra_packages": "extra_packages",
+    "extra_packages": "extras",
     "bake_adapter": "passes.adapters",
     "write_adapter": "passes.adapters",
     "compare_weights": "grid",

@@ -12,7 +12,7 @@ from labkit import machine, pace
 from labkit.charts import show_with_alternative_text
 from labkit.course import LABS, entry
 from labkit.errors import LabError, file_problem
-from labkit.extra_packages import extra_packages
+from labkit.extras import extra_packages
 from labkit.files import write_json
 from labkit.making import set_seed
 from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice

@@ -11,7 +11,7 @@ from side_by_side import is_extra
 
 from labkit.course import entry
 from labkit.errors import LabError
-from labkit.extra_packages import extra_packages
+from labkit.extras import extra_packages
 from labkit.machine import TELEMETRY_OFF
 from labkit.products import Products
 from labkit.profiles import ROOT

@@ -68,7 +68,11 @@ def jupyterlab(clone, log):
         yield f"{address}/lab/tree/notebooks/{{}}?token={TOKEN}".format
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:  # JupyterLab has been seen to hang in its own end
+            server.kill()
+            server.wait()
 
 
 @pytest.fixture
@@ -318,7 +322,9 @@ def use(page, address):
         for text in page.evaluate("window.seen")
         if "Lisbon?" in text
     ]
-    assert len(set(seen)) >= 5 and all(map(str.startswith, seen[1:], seen)), seen
+    *growing, whole = dict.fromkeys(seen)  # an answer that reaches its limit is cut at a sentence
+    assert len(growing) >= 4 and all(map(str.startswith, growing[1:], growing)), seen
+    assert whole.startswith(growing[-1]) or growing[-1].startswith(whole), seen
 
     adapter.select_option("none")
     question.press("Enter")

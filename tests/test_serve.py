@@ -20,7 +20,7 @@ import pytest
 from labkit.commands import serve
 from labkit.data import load_records
 from labkit.errors import LabError
-from labkit.extra_packages import extra_packages
+from labkit.extras import extra_packages
 from labkit.profiles import ROOT
 from labkit.prompts import prompt_text
 from labkit.serving.engine import Engine, showable
@@ -405,7 +405,9 @@ def test_the_command_serves_and_ends_at_one_interrupt(notebook_runs):
     how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, **how) as server:
         try:
-            assert f"travel, tone on http://127.0.0.1:{port}/v1" in server.stdout.readline()
+            said = server.stdout.readline()
+            assert said.startswith("serving base, travel, tone")
+            assert f" on http://127.0.0.1:{port}/v1" in said
             assert ask(port, "Hi", max_tokens=2)["usage"]["completion_tokens"] == 2
             second = subprocess.run(command, **how)
             assert f"error: port {port} of 127.0.0.1 cannot be opened" in second.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.commands.open import port_number
 from labkit.errors import LabError
-from labkit.extra_packages import extra_packages
+from labkit.extras import extra_packages
 from labkit.folders import half_done_is_deleted
 
 # what browsers ask for before they give a page several threads

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from labkit import extra_packages as extras
+from labkit import extras
 from labkit.commands.installer import CPU_INDEX, UV, WHEEL, Installer, tail
 from labkit.errors import LabError
 from labkit.folders import MARK, own, remove

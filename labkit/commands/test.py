@@ -6,7 +6,7 @@ import sys
 
 from labkit.commands import setup
 from labkit.errors import LabError
-from labkit.extra_packages import extra_packages
+from labkit.extras import extra_packages
 from labkit.profiles import ROOT
 
 HELP = """usage: ./lab test [--quick | --all] [pytest's arguments]

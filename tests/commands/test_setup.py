@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from labkit import extra_packages
+from labkit import extras
 from labkit.commands import installer, main, setup
 from labkit.errors import LabError
 from labkit.profiles import ROOT
@@ -368,21 +368,21 @@ def extra(course, venv, tmp_path, monkeypatch):
     assert main(["setup", "--wheels", str(wheels)]) == 0
     write_wheel(wheels, "engine", "1.0", {"engine/__init__.py": ""})
     (tmp_path / "locks" / "extras-app.txt").write_text("engine==1.0\n")
-    monkeypatch.setattr(extra_packages, "ROOT", tmp_path)
-    monkeypatch.setattr(extra_packages, "FOLDER", venv / "extras")
+    monkeypatch.setattr(extras, "ROOT", tmp_path)
+    monkeypatch.setattr(extras, "FOLDER", venv / "extras")
     return ["setup", "--extra", "app", "--wheels", str(wheels)]
 
 
 def test_an_extra_is_installed_beside_the_labs(extra, venv, tmp_path, capfd):
     with pytest.raises(LabError, match="Run './lab setup --extra app'"):
-        extra_packages.extra_packages("app")
+        extras.extra_packages("app")
     assert main(extra) == 0, capfd.readouterr().err
-    folder = extra_packages.extra_packages("app")
+    folder = extras.extra_packages("app")
     assert (folder / "engine" / "__init__.py").exists() and "engine" not in installed(venv)
     assert setup.ready(gpu=False) and not (venv / "uv-cache").exists()
     (tmp_path / "locks" / "extras-app.txt").write_text("engine==2.0\n")
     with pytest.raises(LabError, match="Run './lab setup --extra app'"):
-        extra_packages.extra_packages("app")
+        extras.extra_packages("app")
     assert main(extra) == 1 and "pip failed" in capfd.readouterr().err
     assert folder.exists(), "what was installed stays until the new one is there"
 
