@@ -55,7 +55,7 @@ class NotRun:
     def __init__(self):
         self.failed = False
 
-    @pytest.hookimpl(tryfirst=True)
+    # after side_by_side.Turns, which waits until the labs have run
     def pytest_runtest_setup(self, item):
         if item.path.suffix != ".ipynb":
             return
