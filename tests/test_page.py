@@ -20,9 +20,9 @@ INSTALL = (
     "no Chromium or Chrome on the path: 'sudo apt-get install chromium', or any Google Chrome"
 )
 TOKENS = 12
-# logits: where two programs add up in another order, an activation may be rounded to the
-# neighbour among 8 bits, which moved a logit by 0.008
-TIE = 0.03
+# logits. Where two programs add up in another order, an activation may be rounded to the neighbour
+# among 8 bits, and the layers after it amplify that: it moved a logit by 0.27.
+TIE = 0.5
 SLOW_MS = 240_000  # a machine that also does other things
 
 
@@ -254,6 +254,7 @@ def test_the_browser_writes_the_tokens_that_python_writes(
                 gap = float(logits[wanted] - logits[token])
                 assert gap < TIE, (adapter, record["prompt"], at, token, wanted, gap)
                 ties.append((adapter, at, token, wanted, gap))
+    assert len(ties) <= len(asked) * TOKENS // 10, ties
     record_property("ties", ties)
     print("ties:", ties)
     shown = page.locator("#speed").inner_text()
