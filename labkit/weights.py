@@ -181,3 +181,14 @@ def few(names) -> str:
 def one_line(error: Exception) -> str:
     """Kind and text of *error* on one line, 300 characters at most."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def onnx_adapter_weights(path: Path) -> dict:
+    """Name -> array, of the .onnx_adapter file *path*; ONNX Runtime's errors for one it cannot
+    read.
+    """
+    import onnxruntime as ort
+
+    file = ort.AdapterFormat.read_adapter(str(path))
+    # copies: the memory is that of *file*
+    return {name: one.numpy().copy() for name, one in file.get_parameters().items()}

@@ -231,8 +231,8 @@ def native(written):
 def test_the_browser_writes_the_tokens_that_python_writes(
     page, site, written, native, notebook_runs, record_property
 ):
-    """For ten held-out questions with the three adapters: each token is the likeliest of what
-    Python computes, or as likely as that but for TIE; such ties are listed.
+    """For four held-out questions, with both adapters and without: each token is the likeliest of
+    what Python computes, or as likely as that but for TIE; such ties are listed.
     """
     tokenizer = labkit.load_tokenizer(notebook_runs / "onnx")
     travel = labkit.load_records(notebook_runs / "heldout.jsonl")

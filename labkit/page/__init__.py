@@ -15,7 +15,7 @@ from labkit.page.graphs import write_graphs
 from labkit.prompts import chat_ids, control_tokens, prompt_text
 from labkit.settings import stop_ids
 from labkit.tokenizer import load_tokenizer
-from labkit.weights import one_line
+from labkit.weights import one_line, onnx_adapter_weights
 
 HERE = Path(__file__).parent
 PROGRAM = ("index.html", "style.css", "app.js", "worker.js", "model.js", "files.js", "sw.js")
@@ -115,13 +115,10 @@ def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> Non
     *inputs* are the names and shapes (0: the rank) that the graph takes. Raises LabError for a
     file that is missing or damaged, or of another model.
     """
-    import numpy as np
-    import onnxruntime as ort
     from safetensors.numpy import save_file
 
     try:
-        file = ort.AdapterFormat.read_adapter(str(adapter))  # it owns the memory
-        weights = {name: np.array(one.numpy()) for name, one in file.get_parameters().items()}
+        weights = onnx_adapter_weights(adapter)
     except Exception as error:  # ONNX Runtime's own are of no common kind
         raise LabError(
             f"the adapter {adapter} cannot be read for the page ({one_line(error)}). Make it "

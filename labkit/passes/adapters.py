@@ -10,7 +10,7 @@ from olive.passes.onnx.extract_adapters import ExtractAdapters
 
 from labkit.errors import LabError
 from labkit.passes.builder import joined
-from labkit.weights import few, load_adapter, one_line
+from labkit.weights import few, load_adapter, one_line, onnx_adapter_weights
 
 # what the graph has inputs for, of the names in the adapter's file
 LORA = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.\w+\.lora_[AB]\.weight$")
@@ -86,16 +86,13 @@ def bake_adapter(out: Path, adapter: Path, *, model: Path) -> None:
     are, to the bit. Any runtime that knows no adapters runs it. Raises LabError if a file is
     missing or damaged, or if the adapter does not fit the graph.
     """
-    import onnxruntime as ort
     from onnx import numpy_helper
 
     whole = _load_graph(model / "model.onnx")
     graph = whole.graph
     inputs = _inputs_of_adapters(graph)
     try:
-        file = ort.AdapterFormat.read_adapter(str(adapter))
-        # a copy: the memory is the file's
-        weights = {name: one.numpy().copy() for name, one in file.get_parameters().items()}
+        weights = onnx_adapter_weights(adapter)
     except Exception as error:  # ONNX Runtime's own kinds, and flatbuffers'
         raise LabError(
             f"the adapter {adapter} is missing or damaged ({one_line(error)}). Make it again: run "
