@@ -49,6 +49,15 @@ def threads() -> int:
     )
 
 
+def is_shared(seconds: float = 0.3) -> bool:
+    """Whether other programs compute here: for *seconds*, in which this one waits, nearly a core
+    or more is busy.
+    """
+    import psutil
+
+    return psutil.cpu_percent(seconds) > 100 * 0.8 / (os.cpu_count() or 1)
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide a result."""
     found = {"python": platform.python_version()}

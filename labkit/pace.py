@@ -10,21 +10,24 @@ from labkit.profiles import PROFILES, ROOT, Profile, runs_folder
 from labkit.progress import clock
 from labkit.state import STRICT, read_state, write_state
 
-SHAPE = (512, 576, 1536)  # tokens, and the two sizes of the default model's largest layers
+SHAPE = (256, 576, 1536, 8)  # tokens of a step, the sizes of the default model's MLP, and the rank
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What *machine* reached in :func:`measure_machine`: GFLOP/s, 10**9 operations a second."""
+    """What *machine* reached in :func:`measure_machine`: how often a second it trains a layer."""
 
     __pydantic_config__ = STRICT
 
     machine: str
-    gflops: float
+    layers_per_s: float
 
 
 def measure_machine(profile: Profile) -> None:
-    """Measures for two seconds how fast this machine multiplies matrices, as it trains.
+    """Measures for two seconds how fast this machine trains a layer with an adapter.
+
+    (A product of matrices alone says little: some processors are ten times as fast at that as at
+    all that stands between two products.)
 
     Keeps that in the run folder, for :func:`seconds`, and prints how long the labs take here.
     """
@@ -32,11 +35,12 @@ def measure_machine(profile: Profile) -> None:
     if profile.device == "cuda":
         print(f"the six labs took {clock(labs)} on {_times(profile)['machine']}")
         return
-    gflops, known = _gflops(profile.dtype), _times(profile)["gflops"]
-    write_state(_path(profile), Pace(machine_name(), gflops))
-    print(f"this machine: {gflops:,.0f} GFLOP/s; the times were measured at {known:,.0f}", end="")
-    is_default = profile == PROFILES[profile.name]
-    print(f": the {len(LABS)} labs take about {clock(labs * known / gflops)}" * is_default)
+    here, known = _layers_per_s(profile.dtype), _times(profile)["layers_per_s"]
+    write_state(_path(profile), Pace(machine_name(), here))
+    said = f"this machine trains {here:,.0f} layers a second; the times are of {known:,.0f}"
+    if profile == PROFILES[profile.name]:
+        said += f": the {len(LABS)} labs take about {clock(labs * known / here)}"
+    print(said)
 
 
 def seconds(profile: Profile, name: str) -> float | None:
@@ -52,7 +56,8 @@ def seconds(profile: Profile, name: str) -> float | None:
     pace = read_state(_path(profile), Pace)
     if profile.device == "cuda" or not pace or pace.machine != machine_name():
         return found
-    return found * known["gflops"] / max(pace.gflops, 1.0)  # the file may hold anything
+    # the file may hold anything
+    return found * known["layers_per_s"] / max(pace.layers_per_s, 1.0)
 
 
 def _times(profile: Profile) -> dict:
@@ -63,20 +68,29 @@ def _path(profile: Profile):
     return runs_folder() / profile.name / "pace.json"
 
 
-def _gflops(dtype: str, duration: float = 2.0) -> float:
-    """The fastest of as many products as fit into *duration* seconds: what else computes just now
-    slows the others.
+def _layers_per_s(dtype: str, duration: float = 2.0) -> float:
+    """The fastest of as many passes through an MLP, there and back, as fit into *duration*
+    seconds: what else computes just now slows the others.
     """
     import torch
 
-    tokens, inputs, outputs = SHAPE
-    x, weight = (
-        torch.ones(size, inputs, dtype=getattr(torch, dtype)) for size in (tokens, outputs)
+    def numbers(*shape, dtype=torch.float32, trained=True):
+        return torch.ones(shape, dtype=dtype, requires_grad=trained)
+
+    def linear(x, layer):
+        frozen, a, b = layer
+        added = x.float() @ a.T @ b.T
+        return torch.nn.functional.linear(x, frozen) + added.to(x.dtype)
+
+    (tokens, hidden, wide, rank), kind = SHAPE, getattr(torch, dtype)
+    x = numbers(tokens, hidden, dtype=kind)
+    up, down = (
+        (numbers(o, i, dtype=kind, trained=False), numbers(rank, i), numbers(o, rank))
+        for i, o in ((hidden, wide), (wide, hidden))
     )
     rates, end = [], time.perf_counter() + duration
     while not rates or time.perf_counter() < end:
         started = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        taken = time.perf_counter() - started
-        rates.append(2 * tokens * inputs * outputs / taken / 1e9)
+        linear(torch.nn.functional.silu(linear(x, up)), down).float().mean().backward()
+        rates.append(1 / (time.perf_counter() - started))
     return max(rates)

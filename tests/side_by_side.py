@@ -94,10 +94,11 @@ class Turns:
     def come_to(self, now: int) -> None:
         self.now = now
         (self.folder / self.worker).write_text(str(now))
-        if now == UNITS:
-            os.environ["OMP_NUM_THREADS"] = "1"
-        else:  # alone, on all cores, or beside what mostly waits for kernels
-            os.environ.pop("OMP_NUM_THREADS", None)
+        # what starts before the other worker computes cannot see that it will
+        settings = {UNITS: {"OMP_NUM_THREADS": "1"}, AFTERWARDS: {"OMP_WAIT_POLICY": "PASSIVE"}}
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+            os.environ.pop(name, None)
+        os.environ.update(settings.get(now, {}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):

@@ -1,6 +1,9 @@
 """What this machine is, and whether it can run the labs."""
 
+import os
 import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +18,20 @@ from labkit.profiles import PROFILES
 def test_every_library_may_use_the_cores_of_this_process(monkeypatch):
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     assert machine.threads() == 3
+
+
+def test_a_neighbour_that_computes_is_seen_and_what_only_idles_is_not(monkeypatch):
+    busy = [sys.executable, "-c", "while True: pass"]
+    neighbours = [subprocess.Popen(busy) for _ in range(os.cpu_count())]
+    try:
+        time.sleep(0.5)
+        assert machine.is_shared()
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 70 / os.cpu_count())
+    assert not machine.is_shared()
 
 
 def test_versions_are_of_what_is_installed():

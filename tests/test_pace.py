@@ -21,7 +21,7 @@ TIMES = read_json(ROOT / "data" / "seconds.json")
 
 def times(monkeypatch, factor: float) -> None:
     """The machine is *factor* times as fast as the one of the table."""
-    monkeypatch.setattr(pace, "_gflops", lambda _: factor * TIMES["cpu"]["gflops"])
+    monkeypatch.setattr(pace, "_layers_per_s", lambda _: factor * TIMES["cpu"]["layers_per_s"])
 
 
 def test_what_is_measured_scales_the_times(runs, monkeypatch, capsys):
@@ -54,7 +54,7 @@ def test_the_times_are_of_the_default_model_and_steps(runs, monkeypatch, capsys)
 
 
 def test_a_gpu_is_not_measured(runs, monkeypatch, capsys):
-    monkeypatch.setattr(pace, "_gflops", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(pace, "_layers_per_s", lambda _: pytest.fail("measured"))
     measure_machine(PROFILES["gpu"])
     assert "on an H200" in capsys.readouterr().out
     assert seconds(PROFILES["gpu"], "03") == TIMES["gpu"]["labs"]["03"]
@@ -62,7 +62,7 @@ def test_a_gpu_is_not_measured(runs, monkeypatch, capsys):
 
 def test_the_measurement_is_a_rate_of_this_machine():
     for dtype in ("float32", "bfloat16"):
-        assert 0.1 < pace._gflops(dtype, 0.1) < 100_000
+        assert 0.1 < pace._layers_per_s(dtype, 0.1) < 100_000
 
 
 # ---- the table, and what is written of it elsewhere

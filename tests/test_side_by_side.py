@@ -14,8 +14,9 @@ import os, time
 began = time.time()
 time.sleep({seconds})
 with open({log!r}, "a") as log:
-    print("{name}", began, time.time(), os.environ["PYTEST_XDIST_WORKER"],
-          os.environ.get("OMP_NUM_THREADS"), sep="\\t", file=log)
+    settings = [os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")]
+    print("{name}", began, time.time(), os.environ["PYTEST_XDIST_WORKER"], *settings,
+          sep="\\t", file=log)
 """
 FILES = {"test_first.py": 3, "test_short.py": 0, "test_other.py": 0}
 NOTEBOOKS = {"01.ipynb": 0.5, "02.ipynb": 0}
@@ -28,6 +29,7 @@ class Done(NamedTuple):
     ended: str
     worker: str
     threads: str
+    waiting: str
 
 
 def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
@@ -70,3 +72,5 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
     assert len({found[name].worker for name in (*FILES, *AFTERWARDS)}) == 2
     assert {found[name].threads for name in FILES} == {"1"}
     assert {found[name].threads for name in (*NOTEBOOKS, *AFTERWARDS)} == {"None"}
+    assert {found[name].waiting for name in NOTEBOOKS} == {"None"}
+    assert {found[name].waiting for name in AFTERWARDS} == {"PASSIVE"}
