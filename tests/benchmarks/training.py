@@ -12,6 +12,7 @@ of a step goes with them. The loop is not Olive's trainer, but takes the same op
 import argparse
 import json
 import random
+import statistics
 import time
 from pathlib import Path
 
@@ -46,6 +47,8 @@ TABLE = {
     "upper 20 of 30 layers": {"layers": list(range(10, 30))},
     "MLP only": {"targets": ("gate_proj", "up_proj", "down_proj")},
     "attention only": {"targets": ("q_proj", "k_proj", "v_proj", "o_proj")},
+    "adapter in the model's type": {"autocast": False},
+    "compiled by torch": {"compiled": True},
 }
 
 
@@ -96,8 +99,13 @@ def train(
     all_tokens=False,
     layers=None,
     targets=CPU.lora_targets,
+    autocast=True,
+    compiled=False,
 ):
-    """(model with a trained adapter, tokens that it has read)."""
+    """(model with a trained adapter, tokens that it has read, median seconds of a step).
+
+    With *autocast*, PEFT keeps the adapter in float32 beside a model in bfloat16.
+    """
     torch.manual_seed(seed)
     draw = random.Random(seed)
     config = LoraConfig(
@@ -107,7 +115,8 @@ def train(
         layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)
+    model = get_peft_model(base, config, autocast_adapter_dtype=autocast)
+    forward = torch.compile(model, dynamic=True) if compiled else model
     parts = {True: [], False: []}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -115,19 +124,21 @@ def train(
     groups = [{"params": parts[False]}, {"params": parts[True], "lr": rate * rate_of_b}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.0)
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=5, num_training_steps=steps)
-    queue, read = [], 0
+    queue, read, seconds = [], 0, []
     for _ in range(steps):
+        started = time.perf_counter()
         while len(queue) < batch:
             queue += draw.sample(rows, len(rows))
         taken, queue = queue[:batch], queue[batch:]
         ids, labels = batch_of(taken, device, all_tokens=all_tokens)
         read += ids.numel()
-        model(input_ids=ids, labels=labels).loss.backward()
+        forward(input_ids=ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(parts[True] + parts[False], 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return model, read
+        seconds.append(time.perf_counter() - started)
+    return model, read, statistics.median(seconds)
 
 
 def main() -> None:
@@ -136,6 +147,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder of a finished run, runs/cpu")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the frozen weights")
     parser.add_argument("--only", default="", help="a part of the name of the rows to run")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -143,20 +155,28 @@ def main() -> None:
     if not chosen:
         parser.error(f"no row has '{options.only}' in its name: {', '.join(TABLE)}")
     base = AutoModelForCausalLM.from_pretrained(
-        options.run / "awq-dense", dtype=torch.float32, trust_remote_code=False
+        options.run / "awq-dense",
+        dtype=options.dtype,
+        attn_implementation=CPU.attention,
+        trust_remote_code=False,
     ).to(options.device)
     rows, heldout = records(options.run, "train"), records(options.run, "heldout")
     print(f"untrained: {heldout_loss(base, heldout, options.device):.3f}")
     for name, row in chosen.items():
-        losses, started = [], time.perf_counter()
+        losses, steps, started = [], [], time.perf_counter()
         for seed in range(options.seeds):
-            model, read = train(base, rows, options.device, seed, **row)
+            model, read, step = train(base, rows, options.device, seed, **row)
             losses.append(heldout_loss(model, heldout, options.device))
+            steps.append(step)
             model.unload()
         seconds = (time.perf_counter() - started) / options.seeds
         each = ", ".join(f"{loss:.3f}" for loss in losses)
         mean = sum(losses) / len(losses)
-        print(f"{name}: {mean:.3f} ({each}), {read:,} tokens, {seconds:.0f} s", flush=True)
+        print(
+            f"{name}: {mean:.3f} ({each}), {read:,} tokens, {seconds:.0f} s,"
+            f" {statistics.median(steps):.2f} s a step",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
