@@ -5,15 +5,23 @@ import asyncio
 import contextlib
 import importlib
 import io
+import json
 import socket
 import sys
 from pathlib import Path
 
 from labkit.commands.open import port_number
+from labkit.commands.serve import adapters_in
 from labkit.errors import LabError
 from labkit.extras import extra_packages
 from labkit.folders import half_done_is_deleted
 
+# adapter -> product: where its example comes from, and the length of its answers
+HELD_OUT = {
+    "travel": "heldout.jsonl",
+    "tone": "tone-heldout.jsonl",
+    "form": "form-heldout.jsonl",
+}
 # what browsers ask for before they give a page several threads
 HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -56,18 +64,16 @@ def write() -> Path:
     """Writes the page of this run's model, anew; its folder."""
     from labkit import load_records
     from labkit.page import library, write_page
-    from labkit.profiles import resolve_profile
+    from labkit.profiles import ROOT, resolve_profile
     from labkit.session import Lab
 
     lab = Lab("09", resolve_profile())
-    adapters = {
-        "travel": lab.path("onnx") / "adapter_weights.onnx_adapter",
-        "tone": lab.path("tone.onnx_adapter"),
-    }
-    records = {
-        "travel": load_records(lab.path("heldout.jsonl")),
-        "tone": load_records(lab.path("tone-heldout.jsonl")),
-    }
+    adapters, records, schemas = adapters_of(lab), {}, {}
+    for name, file in HELD_OUT.items():
+        if name in adapters:
+            records[name] = load_records(lab.path(file))
+    if "form" in adapters:
+        schemas["form"] = json.loads((ROOT / "data" / "forms.schema.json").read_text())
     out = lab.cleared("page")
     with half_done_is_deleted(out, inside=lab.folder):
         return write_page(
@@ -77,7 +83,27 @@ def write() -> Path:
             records=records,
             library=library.fetch(),
             name=lab.profile.model_name,
+            schemas=schemas,
         )
+
+
+def adapters_of(lab) -> dict[str, Path]:
+    """Name -> file: the adapters of lab 04, and every other NAME.onnx_adapter of the run.
+
+    Of the others, one that is not current, or of another model, is left out, which is said.
+    LabError where one of lab 04's is missing.
+    """
+    found = {
+        "travel": lab.path("onnx") / "adapter_weights.onnx_adapter",
+        "tone": lab.path("tone.onnx_adapter"),
+    }
+    for name in adapters_in(lab.folder):
+        if name not in found:
+            try:
+                found[name] = lab.path(f"{name}.onnx_adapter")
+            except LabError as error:
+                print(f"{name}.onnx_adapter is left out: {error}")
+    return found
 
 
 async def serve(folder: Path, port: int, *, lan: bool = False) -> None:

@@ -18,12 +18,22 @@ from labkit.tokenizer import load_tokenizer
 from labkit.weights import one_line, onnx_adapter_weights
 
 HERE = Path(__file__).parent
-PROGRAM = ("index.html", "style.css", "app.js", "worker.js", "model.js", "files.js", "sw.js")
+PROGRAM = (
+    "index.html",
+    "style.css",
+    "app.js",
+    "form.js",
+    "worker.js",
+    "model.js",
+    "files.js",
+    "sw.js",
+)
 ENGINES = {
     # the browser's processor or GPU -> ONNX Runtime's module, and what that loads itself
     "wasm": ("ort.wasm.min.mjs", "ort-wasm-simd-threaded"),
     "webgpu": ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify"),
 }
+FORM_PENALTY = 1.0  # none, as extra 07 has it: a form repeats itself
 PLACE = "5f0d1c"  # where the question stands, in a chat format that is taken apart there
 
 
@@ -35,14 +45,16 @@ def write_page(
     records: dict[str, list[dict]],
     library: Path,
     name: str,
+    schemas: dict[str, dict] | None = None,
 ) -> Path:
     """Writes the page to the empty folder *out*, and returns that.
 
-    *adapters* maps names to .onnx_adapter files, *records* the same names to held-out records:
-    the first one's question is the example, and the longest answer sets the limit, a fifth above
-    it. *library* is the folder that :func:`labkit.page.library.fetch` fills; *name* is the
-    model's. Raises LabError where the model, an adapter or the tokenizer is missing or damaged,
-    and where the chat format has no one place for a question.
+    *adapters* maps names to .onnx_adapter files, *records* names of them to held-out records: the
+    first one's question is the example, and the longest answer sets the limit, a fifth above it.
+    *library* is the folder that :func:`labkit.page.library.fetch` fills; *name* is the model's.
+    *schemas* maps adapters that fill a form to its JSON schema, whose description is the system
+    turn before each question. Raises LabError where the model, an adapter or the tokenizer is
+    missing or damaged, and where the chat format has no one place for a question.
     """
     for folder in ("model", "adapters", "lib"):
         (out / folder).mkdir(parents=True)
@@ -64,6 +76,7 @@ def write_page(
     search = json.loads((onnx_dir / "genai_config.json").read_text())["search"]
     lengths = [chat_ids(tokenizer, one) for some in records.values() for one in some]
     examples = {adapter: some[0]["prompt"] for adapter, some in records.items()}
+    first = next(iter(examples.values()))
     engines = {
         engine: {
             "module": f"./lib/{module}",
@@ -83,12 +96,18 @@ def write_page(
         | {
             "name": name,
             "prompt": prompt_pieces(tokenizer),
+            # what an adapter has in the place of the above and of the penalty
+            "asked": {
+                adapter: prompt_pieces(tokenizer, schema["description"])
+                | {"repetition_penalty": FORM_PENALTY, "schema": schema}
+                for adapter, schema in (schemas or {}).items()
+            },
             "stop_ids": stop_ids(onnx_dir),
             "repetition_penalty": search.get("repetition_penalty", 1.0),
             "max_length": search["max_length"],
             "limit": int(1.2 * max(len(ids) - start for ids, start in lengths)),
             "least": LEAST,
-            "examples": {"none": next(iter(examples.values()))} | examples,
+            "examples": dict.fromkeys(["none", *adapters], first) | examples,
             "memory_mb": memory_mb([out / "model" / "wasm.bin", *(out / "adapters").iterdir()]),
             "files": {
                 "tokenizer": file("model/tokenizer.json"),
@@ -138,14 +157,19 @@ def write_weights(adapter: Path, out: Path, inputs: dict[str, list[int]]) -> Non
     out.chmod(0o644)  # safetensors writes for its owner alone, and a server is another user
 
 
-def prompt_pieces(tokenizer) -> dict[str, str | list[str]]:
-    """{"before", "after", "marks"}: what stands around a question, and the control tokens' texts,
-    longest first.
+def prompt_pieces(tokenizer, system: str = "") -> dict[str, str | list[str]]:
+    """{"before", "after", "marks"}: what stands around a question after the turn *system*, if one
+    is given, and the control tokens' texts, longest first.
 
     Raises LabError where the chat format changes with the question, or has several places for it.
     """
-    pieces = prompt_text(tokenizer, PLACE).split(PLACE)
-    if len(pieces) != 2 or prompt_text(tokenizer, f"{PLACE} {PLACE}") != (
+    history = [{"role": "system", "content": system}] if system else []
+
+    def rendered(question):
+        return prompt_text(tokenizer, {"prompt": question, "history": history})
+
+    pieces = rendered(PLACE).split(PLACE)
+    if len(pieces) != 2 or rendered(f"{PLACE} {PLACE}") != (
         f"{pieces[0]}{PLACE} {PLACE}{pieces[1]}"
     ):
         raise LabError(

@@ -1,4 +1,6 @@
 // What a person sees and touches. The model works in worker.js.
+import { drawForm, readForm } from './form.js';
+
 const at = (id) => document.getElementById(id);
 const options = new URLSearchParams(location.search);
 const MARK = 'loading'; // in the browser's memory while the model is loaded
@@ -76,6 +78,16 @@ async function keepForOffline() {
     } catch {
         at('offline').dataset.kept = 'no'; // over plain http, or not allowed
     }
+    sayOffline();
+}
+
+/** Once it is known, and the model is here. */
+function sayOffline() {
+    const { kept } = at('offline').dataset;
+    if (!kept || at('form').hidden) return;
+    at('offline').textContent = kept === 'yes'
+        ? 'From now on the page needs no network.'
+        : 'This address is not secure (plain http), so the page needs its server again next time.';
 }
 
 function hear(data) {
@@ -84,6 +96,7 @@ function hear(data) {
     if (data.token) show(data.token);
     if (data.done) {
         show(data.done);
+        showWhole(data.done);
         const why = data.done.stopped ? '; stopped' : '; it reached its limit';
         if (!data.done.ended) at('speed').textContent += why;
         finish();
@@ -107,9 +120,7 @@ function ready({ device, threads, mb }) {
     note('');
     const where = device === 'webgpu' ? 'the GPU' : `${threads} thread${threads > 1 ? 's' : ''}`;
     at('state').textContent = `Ready: ${mb} MB, on ${where} of this device.`;
-    at('offline').textContent = at('offline').dataset.kept === 'no'
-        ? 'This address is not secure (plain http), so the page needs its server again next time.'
-        : 'From now on the page needs no network.';
+    sayOffline();
     at('question').focus({ preventScroll: true });
 }
 
@@ -121,6 +132,7 @@ function ask(event) {
     note('');
     at('asked').textContent = `${question} (adapter: ${at('adapter').value})`;
     at('answer').textContent = '';
+    at('unfit').hidden = true;
     at('answer').setAttribute('aria-busy', 'true'); // read aloud when it is whole
     at('speed').textContent = 'The model reads the question ...';
     at('turn').hidden = false;
@@ -131,11 +143,19 @@ function ask(event) {
     } });
 }
 
-function show({ text, tokens, first, perSecond, ids }) {
+function show({ text, tokens, first, perSecond }) {
     at('answer').textContent = text.trim();
-    if (ids) at('answer').dataset.done = JSON.stringify({ ids, tokens, first, perSecond });
     at('speed').textContent = `${tokens} token${tokens === 1 ? '' : 's'}, first after ` +
         `${(first / 1000).toFixed(1)} s` + (perSecond ? `, ${perSecond.toFixed(1)} tokens/s` : '');
+}
+
+/** The whole answer: of an adapter that fills a form, drawn as one. */
+function showWhole({ text, adapter, ids, tokens, first, perSecond }) {
+    const schema = page.asked[adapter]?.schema;
+    const form = schema && readForm(text, schema);
+    if (form) at('answer').replaceChildren(drawForm(form, schema));
+    at('unfit').hidden = !schema || Boolean(form);
+    at('answer').dataset.done = JSON.stringify({ text, ids, tokens, first, perSecond });
 }
 
 function finish() {

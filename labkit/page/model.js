@@ -32,9 +32,14 @@ export class Model {
         Object.assign(this, { ort, page, session, adapters, tokenizer });
     }
 
+    /** What is special about an adapter's questions: pieces of the chat format, a penalty. */
+    asked(adapter) {
+        return { ...this.page, ...this.page.prompt, ...this.page.asked[adapter] };
+    }
+
     /** The ids that the model reads: the question within the model's chat format. */
-    encode(question) {
-        const { before, after, marks } = this.page.prompt;
+    encode(question, adapter) {
+        const { before, after, marks } = this.asked(adapter);
         // Control tokens in a question are broken by a space, as labkit/prompts.py does.
         let text = question.toWellFormed().replaceAll('\0', ' ').normalize('NFC').trim();
         for (const mark of marks) {
@@ -49,7 +54,7 @@ export class Model {
 
     /** Yields the ids of the answer to the prompt *ids*, until a stop token or *limit* tokens. */
     async *answer(ids, adapter, limit) {
-        const { repetition_penalty: penalty, stop_ids: stops, max_length: most } = this.page;
+        const { repetition_penalty: penalty, stop_ids: stops, max_length: most } = this.asked(adapter);
         const seen = new Set(ids);
         let cache = emptyCache(this.ort, this.page);
         try {

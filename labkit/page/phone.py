@@ -57,9 +57,8 @@ async def ask(folder: Path, questions: Iterable[tuple[str, str]], *, options: st
                 await page.evaluate("delete document.getElementById('answer').dataset.done")
                 await page.get_by_role("button", name="Ask").click()
                 answer = page.locator("#answer[aria-busy=false][data-done]")
-                await answer.wait_for()
-                done = json.loads(await answer.get_attribute("data-done"))
-                answers.append({"text": await answer.inner_text()} | done)
+                await answer.wait_for(state="attached")  # it may be empty
+                answers.append(json.loads(await answer.get_attribute("data-done")))
                 picture = picture or await page.screenshot()
             await chromium.close()
     finally:

@@ -50,7 +50,7 @@ async function start({ page: given, device, threads }) {
 
 async function answer({ question, adapter, most }) {
     stopped = false;
-    const prompt = model.encode(question);
+    const prompt = model.encode(question, adapter);
     const room = page.max_length - prompt.length;
     if (room < page.least) {
         throw new Said(
@@ -67,7 +67,8 @@ async function answer({ question, adapter, most }) {
         if (stopped) break;
     }
     const ended = page.stop_ids.includes(ids.at(-1));
-    postMessage({ done: { text: model.decode(ids), ids, prompt, ended, stopped, ...speed(times) } });
+    const text = model.decode(ids);
+    postMessage({ done: { text, adapter, ids, prompt, ended, stopped, ...speed(times) } });
 }
 
 /** Tokens, milliseconds to the first, and tokens per second after it. */

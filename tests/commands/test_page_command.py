@@ -7,12 +7,15 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 
 import pytest
 
 from labkit.commands import page
 from labkit.errors import LabError
 from labkit.page import library, write_weights
+from labkit.profiles import resolve_profile
+from labkit.session import Lab
 
 NPM = """#!/usr/bin/env python3
 import json, pathlib, shutil, sys
@@ -139,6 +142,31 @@ def test_it_listens_on_loopback_unless_told(tmp_path):
 
     assert asyncio.run(address(False)) == {"127.0.0.1"}
     assert "0.0.0.0" in asyncio.run(address(True))
+
+
+def test_the_page_takes_each_adapter_of_the_run_that_is_current(runs, capsys):
+    def build(_, out):
+        out.mkdir()
+        (out / "adapter_weights.onnx_adapter").write_text("travel")
+
+    lab = Lab("04", resolve_profile())
+    lab.keep("onnx", build)
+    with pytest.raises(LabError, match="run lab 04 first: its product .*tone.onnx_adapter"):
+        page.adapters_of(lab)
+    for name in ("tone", "form", "mine", "altered"):
+        lab.write(f"{name}.onnx_adapter", name)
+    (lab.folder / "altered.onnx_adapter").write_text("another")
+    (lab.folder / "unknown.onnx_adapter").write_text("of no lab")
+    other = Lab("07", replace(resolve_profile(), model="another/model"))
+    other.write("foreign.onnx_adapter", "of another model")
+    capsys.readouterr()
+    found = page.adapters_of(lab)
+    assert {name: path.read_text() for name, path in found.items()} == {
+        name: name for name in ("travel", "tone", "form", "mine")
+    }
+    said = capsys.readouterr().out
+    assert "altered.onnx_adapter is left out: it was altered" in said
+    assert "foreign.onnx_adapter is left out: run lab 01 first" in said
 
 
 def test_an_adapter_that_is_damaged_or_of_another_graph_is_said(tmp_path):
