@@ -1,11 +1,16 @@
 """The page of './lab page' in a real browser: what it answers, offline, and what goes wrong."""
 
 import asyncio
+import base64
+import contextlib
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,12 +18,13 @@ import numpy as np
 import pytest
 
 import labkit
-from labkit.commands.page import listen
+from labkit.commands.page import listen, serve
 from labkit.errors import LabError
 from labkit.page import PROGRAM, library, write_page
 from labkit.page import __file__ as page_file
 from labkit.products import Products
 from labkit.profiles import ROOT
+from labkit.serving.engine import Engine, Question
 
 INSTALL = (
     "no Chromium or Chrome on the path: 'sudo apt-get install chromium', or any Google Chrome"
@@ -576,3 +582,248 @@ def test_an_answer_is_drawn_as_a_form_only_where_it_is_one(page, stand_in):
     answer_of(page, "travel", "0")  # of an adapter that fills no form
     assert page.locator("#answer").inner_text() == FORMS[0]
     assert not page.locator("#unfit").is_visible()
+
+
+JSQR = (
+    "jsqr@1.4.0",
+    "sha512-dxLob7q65Xg2DvstYkRpkYtmKm2sPJ9oFhrhmudT1dZvNFFTlroai3AWSpLey/w5vMcLBXRgOJsbXpdN9HzU/A==",
+)
+READ = """([lines, ink, paper, inversionAttempts]) => {
+    const size = 4; // pixels a module; a letter has two, one above the other
+    const canvas = new OffscreenCanvas(size * lines[0].length, size * 2 * lines.length);
+    const context = canvas.getContext('2d');
+    lines.forEach((line, y) => [...line].forEach((letter, x) => [0, 1].forEach((below) => {
+        context.fillStyle = ('\u2588' + '\u2580\u2584'[below]).includes(letter) ? ink : paper;
+        context.fillRect(size * x, size * (2 * y + below), size, size);
+    })));
+    const { data, width, height } = context.getImageData(0, 0, canvas.width, canvas.height);
+    return jsQR(data, width, height, { inversionAttempts })?.data;
+}"""
+
+
+@pytest.mark.parametrize("lan", [False, True])
+def test_the_qr_code_that_is_printed_is_the_address(chromium, tmp_path, monkeypatch, capsys, lan):
+    """Read by jsQR, in a dark terminal and in a light one."""
+    lock, reader, segno = ROOT / "locks" / "extras-page.txt", tmp_path / "reader", tmp_path / "qr"
+    reader.mkdir()
+    try:
+        program = library._pack(library._npm(reader), JSQR[0], reader, JSQR[1])
+    except LabError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", segno, "-r", lock]
+    if subprocess.run(pip, capture_output=True).returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("pip cannot fetch segno")
+    monkeypatch.setattr("labkit.commands.page.extra_packages", lambda name: segno)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    async def begun():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(serve(tmp_path, 0, lan=lan), 1)
+
+    in_thread(begun())
+    printed = capsys.readouterr().out.splitlines()
+    address = next(line for line in printed if line.startswith("http://"))
+    assert ("localhost" in address) != lan
+    lines = [line for line in printed if line and not set(line) - set("\u2588\u2580\u2584 ")]
+    page = chromium.new_page()
+    page.add_script_tag(content=program["package/dist/jsQR.js"].decode())
+    assert page.evaluate(READ, [lines, "white", "black", "dontInvert"]) == address
+    assert page.evaluate(READ, [lines, "black", "white", "attemptBoth"]) == address
+    page.close()
+
+
+def in_thread(coroutine):
+    """Its result; Playwright has this thread's event loop."""
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(asyncio.run, coroutine).result()
+
+
+SWIFTSHADER = (  # Vulkan without a GPU
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan",
+)
+
+
+@pytest.mark.slow  # 90 s, of which one is not the two tokens
+def test_webgpu_writes_the_tokens_that_python_writes(
+    launch, site, written, notebook_runs, records
+):
+    """Two of them, on lab 04's 4-bit integers, which are multiplied by floats there."""
+    tokenizer = labkit.load_tokenizer(notebook_runs / "onnx")
+    with launch(*SWIFTSHADER) as browser:
+        page = browser.new_context(service_workers="block").new_page()
+        page.set_default_timeout(SLOW_MS)
+        opened(page, site, "device=webgpu&limit=2")
+        assert "on the GPU of this device" in page.locator("#state").inner_text()
+        found = answer_of(page, "travel", "What should I see in Kyoto?")
+    ids = ids_of(tokenizer, "What should I see in Kyoto?")
+    floats = Native(written, with_float_activations(written / "model" / "webgpu.onnx"))
+    for token, logits in zip(found, floats.logits(ids, found[:-1], "travel"), strict=True):
+        assert logits.max() - logits[token] < SAME, (found, int(logits.argmax()))
+    assert len(found) == 2
+
+
+SAME = 1e-3  # logits that are this near are those of one sum in two orders
+
+
+def with_float_activations(path) -> bytes:
+    """The graph of lab 04 as browsers run it: its 4-bit integers are multiplied by floats.
+
+    Natively the activations are rounded to 8 bits (accuracy level 4).
+    """
+    import onnx
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for one in node.attribute:
+            if one.name == "accuracy_level":
+                one.i = 1
+    return model.SerializeToString()
+
+
+LOAD = """async () => {
+    const { loadModel } = await import('/model.js');
+    const page = await (await fetch('/page.json')).json();
+    const ort = await import('/lib/ort.wasm.min.mjs');
+    const glue = new URL('/lib/ort-wasm-simd-threaded.mjs', location.href).href;
+    Object.assign(ort.env.wasm, { wasmPaths: { mjs: glue }, numThreads: 1 });
+    const bytes = async (path) => new Uint8Array(await (await fetch('/' + path)).arrayBuffer());
+    const adapters = {};
+    for (const [name, { path }] of Object.entries(page.adapters)) {
+        adapters[name] = await bytes(path);
+    }
+    const files = {
+        graph: await bytes('model/four-bits.onnx'),
+        weights: await bytes('model/webgpu.bin'),
+        tokenizer: await bytes('model/tokenizer.json'),
+        tokenizerConfig: await bytes('model/tokenizer_config.json'),
+        adapters,
+    };
+    self.model = await loadModel(ort, page, 'wasm', files);
+    const run = model.session.run.bind(model.session);
+    model.session.run = async (feed) => {
+        const found = await run(feed);
+        self.rows.push(new Uint8Array(found.logits.data.slice().buffer).toBase64());
+        return found;
+    };
+}"""
+ANSWER = """async ([question, adapter, limit]) => {
+    self.rows = [];
+    const prompt = model.encode(question, adapter);
+    const ids = [];
+    for await (const id of model.answer(prompt, adapter, limit)) ids.push(id);
+    return { prompt, ids, rows: self.rows };
+}"""
+
+
+def genai_ids(folder, adapter, prompt, limit) -> list[int]:
+    """What ONNX Runtime GenAI writes; *adapter* is a file, or None."""
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    settings = og.GeneratorParams(model)
+    settings.set_search_options(max_length=len(prompt) + limit)
+    adapters, generator = og.Adapters(model), og.Generator(model, settings)
+    if adapter:
+        adapters.load(str(adapter), "one")
+        generator.set_active_adapter(adapters, "one")
+    generator.append_tokens(prompt)
+    ids = []
+    while not generator.is_done() and len(ids) < limit:
+        generator.generate_next_token()
+        ids.append(int(generator.get_next_tokens()[0]))
+    return ids
+
+
+@pytest.mark.slow  # 90 s, mostly the browser's
+def test_five_programs_write_the_same_tokens_on_the_graph_of_lab_04(
+    page, site, written, notebook_runs, records, record_property
+):
+    """Ten held-out questions, with adapters and without, six tokens each.
+
+    In a browser the logits are those that ONNX Runtime computes with float activations. What runs
+    natively (ONNX Runtime, GenAI, the baked folder, the server's engine) rounds activations to 8
+    bits, which moves a logit by some tenths: where a token is another one, the two were no further
+    apart than that.
+    """
+    tokenizer, limit = labkit.load_tokenizer(notebook_runs / "onnx"), 6
+    asked = [
+        (name, records["tone" if name == "tone" else "travel"][at])
+        for at, name in enumerate(("none", "travel", "tone") * 3 + ("travel",))
+    ]
+    in_browser(page, site, written)
+    path, onnx = written / "model" / "webgpu.onnx", notebook_runs / "onnx"
+    floats, native = Native(written, with_float_activations(path)), Native(written, str(path))
+    files = {
+        "none": None,
+        "travel": onnx / "adapter_weights.onnx_adapter",
+        "tone": notebook_runs / "tone.onnx_adapter",
+    }
+    engine = Engine(onnx, {name: file for name, file in files.items() if file})
+    stops, penalty = native.told["stop_ids"], native.told["repetition_penalty"]
+    furthest, moved, ties, others = 0.0, 0.0, [], []
+    for name, record in asked:
+        found = page.evaluate(ANSWER, [record["prompt"], name, limit])
+        prompt, ids = found["prompt"], found["ids"]
+        assert prompt == ids_of(tokenizer, record)
+        assert len(ids) == limit or ids[-1] in stops
+        of_floats = list(floats.logits(prompt, ids[:-1], name))
+        of_native = list(native.logits(prompt, ids[:-1], name))
+        for at, row in enumerate(found["rows"]):
+            logits = np.frombuffer(base64.b64decode(row), np.float32).copy()
+            penalized(logits, prompt + ids[:at], penalty)
+            furthest = max(furthest, np.abs(logits - of_floats[at]).max())
+            moved = max(moved, np.abs(logits - of_native[at]).max())
+            second, first = np.sort(of_floats[at])[-2:]
+            if first - second < SAME:
+                ties.append((name, record["prompt"], at, float(first - second)))
+            assert of_floats[at].max() - of_floats[at][ids[at]] < SAME
+        written_by = {
+            "ONNX Runtime": [int(one.argmax()) for one in of_native],  # after the same tokens
+            "GenAI": genai_ids(onnx, files[name], prompt, limit),
+        }
+        if name == "travel":
+            baked = genai_ids(notebook_runs / "onnx-baked", None, prompt, limit)
+            written_by["the baked folder"] = baked
+        for who, theirs in written_by.items():
+            if theirs != ids:
+                at = next(
+                    k
+                    for k, pair in enumerate(zip(theirs, ids, strict=False))
+                    if pair[0] != pair[1]
+                )
+                gap = float(of_floats[at][ids[at]] - of_floats[at][theirs[at]])
+                others.append((who, name, record["prompt"], at, theirs[at], ids[at], gap))
+        plain = [token for token in written_by["GenAI"] if token not in stops]
+        question = Question(
+            "base" if name == "none" else name, labkit.prompt_text(tokenizer, record)
+        )
+        question.limit = limit
+        assert in_thread(text_by(engine, question)) == tokenizer.decode(plain)
+    engine.close()
+    told = {"furthest": float(furthest), "moved": float(moved), "ties": ties, "others": others}
+    for name, value in told.items():
+        record_property(name, value)
+    print(told)
+    assert furthest < SAME
+    assert all(gap < 2 * moved for *_, gap in others), others  # each of two may have moved
+    assert len({one[1:3] for one in others}) <= 2, others  # of ten answers
+
+
+def in_browser(page, site, folder):
+    """Loads lab 04's graph into the page's own program, on the browser's processor."""
+    import onnx
+
+    graph = onnx.load(folder / "model" / "webgpu.onnx", load_external_data=False)
+    for one in graph.graph.initializer:
+        for entry in one.external_data:
+            if entry.key == "location":
+                entry.value = "wasm.bin"  # as model.js calls it
+    (folder / "model" / "four-bits.onnx").write_bytes(graph.SerializeToString())
+    page.goto(f"{site.address}style.css")  # of the same origin
+    page.evaluate(LOAD)
+
+
+async def text_by(engine, question) -> str:
+    return "".join([piece async for piece in engine.answer(question)])
