@@ -62,18 +62,18 @@ def library_files():
 def written(notebook_runs, records, tmp_path_factory):
     """The folder of the page that this run's model is written as.
 
-    Extra 07 may not have run: the tone adapter is then called "form", and asked as that.
+    Extra 07 may not have run: the travel adapter is then also called "form", and asked as that.
     """
-    onnx, tone = notebook_runs / "onnx", notebook_runs / "tone.onnx_adapter"
-    current = Products(notebook_runs).is_current("form.onnx_adapter")
-    form = notebook_runs / "form.onnx_adapter" if current else tone
+    onnx = notebook_runs / "onnx"
+    travel, form = onnx / "adapter_weights.onnx_adapter", notebook_runs / "form.onnx_adapter"
+    current = Products(notebook_runs).is_current(form.name)
     return write_page(
         tmp_path_factory.mktemp("page"),
         onnx_dir=onnx,
         adapters={
-            "travel": onnx / "adapter_weights.onnx_adapter",
-            "tone": tone,
-            "form": form,
+            "travel": travel,
+            "tone": notebook_runs / "tone.onnx_adapter",
+            "form": form if current else travel,
         },
         records=records,
         library=library_files(),
