@@ -451,6 +451,7 @@ def test_a_question_that_is_too_long_is_said_and_the_next_one_is_answered(page, 
     page.get_by_label("Question").fill("x1 " * 490)
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#note")).to_contain_text("Shorten the question and ask again")
+    expect(page.locator("#turn")).to_be_hidden(timeout=9000)
     assert answer_of(page, "none", "What should I see in Kyoto?")
 
 

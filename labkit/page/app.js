@@ -172,7 +172,10 @@ function note(text) {
 function fail(text, goesOn = false) {
     note(text);
     at('note').dataset.failed = 'yes';
-    if (goesOn) return finish();
+    if (goesOn) {
+        at('turn').hidden = !at('answer').textContent; // nothing was answered
+        return finish();
+    }
     at('loading').hidden = true;
     at('state').textContent = 'The model is not loaded.';
     localStorage.removeItem(MARK);
