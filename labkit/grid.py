@@ -30,11 +30,21 @@ class Grid(NamedTuple):
         return self.integers.sub(self.zeros).mul_(self.scales).flatten(-2)
 
 
-def round_to_grid(weight: torch.Tensor, group_size: int) -> Grid:
-    """*weight* [out, in] rounded to the nearest of the 16 values of its group."""
+def round_to_grid(weight: torch.Tensor, group_size: int, *, symmetric: bool = False) -> Grid:
+    """*weight* [out, in] rounded to the nearest of the 16 values of its group.
+
+    A *symmetric* grid has its zero at 8, and as its first line the group's largest weight, by
+    size; so its scale has that one's sign, turned round.
+    """
     groups = weight.float().unflatten(-1, (-1, group_size))
     low = groups.amin(-1, keepdim=True)  # aminmax is five times slower on a CPU
     high = groups.amax(-1, keepdim=True)
+    if symmetric:
+        largest = torch.where(-low > high, low, high)
+        scales = (largest / -8).half().float()
+        scales = torch.where(scales == 0, 1.0, scales)  # a group of zeros
+        zeros = torch.full_like(scales, 8)
+        return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)
     scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
     zeros = (-low / scales).round_().clamp_(0, 15)
     return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)

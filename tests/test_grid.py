@@ -25,6 +25,18 @@ def test_a_group_has_at_most_16_values_and_its_extremes_are_among_them():
     assert ((values - groups).abs() <= 0.51 * grid.scales).all()
 
 
+def test_a_symmetric_grid_begins_at_the_largest_weight_and_has_its_zero_in_the_middle():
+    weight = random(5, 96)
+    weight[0, :32] = 0
+    grid = round_to_grid(weight, 32, symmetric=True)
+    groups, values = weight.view(5, 3, 32), grid.values().view(5, 3, 32)
+    assert (grid.zeros == 8).all() and not values[0, 0].any()
+    at = groups.abs().argmax(-1, keepdim=True)[1:]
+    assert (grid.integers[1:].gather(-1, at) == 0).all()
+    inside = groups / grid.scales < 7.4  # the line after 7 is missing at the other end
+    assert ((values - groups).abs() <= 0.51 * grid.scales.abs())[inside].all()
+
+
 def test_rounding_is_that_of_autoawq():
     plain = object.__new__(AwqQuantizer)
     plain.w_bit, plain.group_size, plain.zero_point = 4, 32, True

@@ -12,6 +12,7 @@ VERSION = "2026-11-28"
 
 HOME = {
     "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
+    "GridQuantizer": "labkit.passes.awq.GridQuantizer",
     "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",
     "LoRA": "labkit.passes.training.ReportedLoRA",
     "LoraExtractor": "labkit.passes.adapters.LoraExtractor",
@@ -31,8 +32,11 @@ def olive_passes() -> dict[str, Any]:
     from olive.package_config import OlivePackageConfig
     from transformers import dynamic_module_utils
 
+    from labkit.passes.searching import mend_search
+
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer; 0 is no
     model_config.hash_file = _size_and_time
+    mend_search()
 
     import_module("labkit.passes.chat_data")  # Olive knows its components from their import on
     package = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())

@@ -5,17 +5,21 @@ put in here.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from olive.model import HfModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
+from olive.search.search_parameter import Categorical
 
 from labkit.errors import LabError
 from labkit.grid import BITS, tensors_of
 from labkit.settings import CONFIG, carry_settings
 from labkit.tokenizer import load_tokenizer
+
+GROUP_SIZE = "group_size"  # among a model's attributes: what a grid asks of the builder
 
 # architectures that AutoAWQ does not know, and a known one whose blocks have the same layers
 LIKE = {"granite": "llama", "smollm3": "llama", "gemma3_text": "gemma2"}
@@ -156,3 +160,49 @@ class AwqQuantizer(Pass):
             device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
         )
         return HfModelHandler(model_path=output_model_path)
+
+
+class GridQuantizer(Pass):
+    """Weights for a 4-bit grid, as plain numbers, and a note for the builder that rounds them: the
+    size of a group.
+
+    AWQ's search moves and rounds them; for "nearest" they stay as they are. What a search of Olive
+    may try is declared here, and a workflow lists what it shall try.
+    """
+
+    @classmethod
+    def _default_config(cls, accelerator_spec) -> dict[str, PassConfigParam]:
+        return AwqQuantizer._default_config(accelerator_spec) | {
+            "algorithm": PassConfigParam(
+                type_=str,
+                default_value="awq",
+                search_defaults=Categorical(["nearest", "awq"]),
+                description='"awq", or "nearest": left to the builder.',
+            ),
+            "group_size": PassConfigParam(
+                type_=int,
+                default_value=32,
+                search_defaults=Categorical([16, 32, 64]),
+                description="Weights that share one scale.",
+            ),
+        }
+
+    def _run_for_config(
+        self, model: HfModelHandler, config: Any, output_model_path: str
+    ) -> HfModelHandler:
+        source, out = Path(model.model_name_or_path), Path(output_model_path)
+        if config.algorithm == "awq":
+            lines = Path(config.calibration_file).read_text().splitlines()
+            with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+                packed = Path(folder)
+                awq_quantize(
+                    source,
+                    packed,
+                    calibration=[json.loads(line)["token_ids"] for line in lines],
+                    group_size=config.group_size,
+                    dtype=config.dtype,
+                    device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
+                )
+                unpack_awq(packed, out)
+            source = out
+        return HfModelHandler(source, model_attributes={GROUP_SIZE: config.group_size})

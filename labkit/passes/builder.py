@@ -8,10 +8,13 @@ from unittest import mock
 import torch
 from olive.model import HfModelHandler
 from olive.passes.onnx.model_builder import ModelBuilder
+from olive.passes.pass_config import PassConfigParam
+from olive.search.search_parameter import Categorical
 from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
 from labkit.grid import BITS, pack_onnx, round_to_grid
+from labkit.passes.awq import GROUP_SIZE
 from labkit.progress import report
 from labkit.settings import carry_settings
 
@@ -19,9 +22,10 @@ from labkit.settings import carry_settings
 class LoraModelBuilder(ModelBuilder):
     """Olive's ModelBuilder, for int4 with asymmetric groups, with nine things put right.
 
-    A layer is rounded when the builder reads it, on the grid that AWQ has. The builder itself
-    writes every weight in float first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at the
-    end, one by one in numpy.
+    A layer is rounded when the builder reads it, on the grid that AWQ has, or on a symmetric one;
+    in groups of the size that the model says, if `int4_block_size` is not given. The builder
+    itself writes every weight in float first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at
+    the end, one by one in numpy.
 
     q, k and v are one matrix product, and gate and up are one, each with one adapter of the
     summed rank: the builder does the first only without an adapter, and a token costs as many
@@ -54,7 +58,17 @@ class LoraModelBuilder(ModelBuilder):
     def maybe_patch_quant() -> None:
         pass
 
+    @classmethod
+    def _default_config(cls, accelerator_spec) -> dict[str, PassConfigParam]:
+        config = super()._default_config(accelerator_spec)
+        config["int4_accuracy_level"].search_defaults = Categorical([1, 4])
+        config["int4_block_size"].search_defaults = None  # the model says it, or the workflow
+        return config
+
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str):
+        config.int4_block_size = config.int4_block_size or (model.model_attributes or {}).get(
+            GROUP_SIZE
+        )
         if model.adapter_path:
             config.int4_nodes_to_exclude = [
                 f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
@@ -103,14 +117,15 @@ def _default(weight: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(default=SimpleNamespace(weight=weight))
 
 
-def _packed(weight: torch.Tensor, group_size: int) -> SimpleNamespace:
+def _packed(weight: torch.Tensor, group_size: int, *, symmetric: bool) -> SimpleNamespace:
     """*weight* [out, in] on the grid, as the builder takes a layer that is quantized already."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    grid = round_to_grid(weight.detach().to(device), group_size)
+    grid = round_to_grid(weight.detach().to(device), group_size, symmetric=symmetric)
     return SimpleNamespace(
         qweight=pack_onnx(grid.integers).cpu(),
         scales=grid.scales.squeeze(-1).cpu(),
-        qzeros=pack_onnx(grid.zeros.squeeze(-1)).cpu(),
+        # without, ONNX Runtime takes 8, the symmetric one's
+        qzeros=None if symmetric else pack_onnx(grid.zeros.squeeze(-1)).cpu(),
         g_idx=None,
         bits=BITS,
         group_size=group_size,
@@ -162,7 +177,8 @@ def _make_packed_matmul_float_class(self, q, k, v):
 
 def _make_matmul_int4(self, matmul, basename, root_input, make=Model.make_matmul_int4, **kwargs):
     if "/layers." in basename and "/lora_" not in basename:
-        matmul = _packed(matmul.weight, self.int4_block_size)
+        symmetric = self.quant_attrs["int4"]["is_symmetric"]
+        matmul = _packed(matmul.weight, self.int4_block_size, symmetric=symmetric)
     return make(self, matmul, basename, root_input, **kwargs)
 
 

@@ -50,12 +50,12 @@ def test_olive_knows_our_passes():
     from olive.package_config import OlivePackageConfig
 
     from labkit.passes.adapters import LoraExtractor
-    from labkit.passes.awq import AwqQuantizer
+    from labkit.passes.awq import AwqQuantizer, GridQuantizer
     from labkit.passes.builder import LoraModelBuilder
     from labkit.passes.training import ReportedLoRA
 
     package = OlivePackageConfig.parse_file_or_obj(labkit.olive_passes())
-    for kind in (AwqQuantizer, LoraModelBuilder, LoraExtractor):
+    for kind in (AwqQuantizer, GridQuantizer, LoraModelBuilder, LoraExtractor):
         assert package.import_pass_module(kind.__name__) is kind
     assert package.import_pass_module("LoRA") is ReportedLoRA
 
