@@ -78,6 +78,12 @@ EXTRAS = {
         outputs=("page",),
     ),
     "10": Entry("app", needs=("onnx-baked", "heldout.jsonl"), makes=("app",), packages="app"),
+    "11": Entry(
+        "gguf",
+        needs=("awq", "lora", "onnx", "heldout.jsonl"),
+        makes=("base.gguf", "travel-lora.gguf"),
+        packages="gguf",
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

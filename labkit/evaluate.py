@@ -194,10 +194,11 @@ def token_speed(
         if run >= warmup:
             speeds.append((len(times) - 2) / (times[-1] - times[1]))
             first.append(1000 * (times[1] - times[0]))
-    return _median(speeds, "tokens/s"), _median(first, "ms")
+    return median(speeds, "tokens/s"), median(first, "ms")
 
 
-def _median(values: list[float], unit: str) -> Estimate:
+def median(values: Sequence[float], unit: str) -> Estimate:
+    """The median of *values*, with the quartiles as ends; one value has none."""
     if len(values) == 1:
         return Estimate(values[0], unit=unit)
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

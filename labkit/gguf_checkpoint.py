@@ -24,6 +24,12 @@ PARTS = {
 }
 
 
+def hub_name(tensor: str) -> tuple[str, str]:
+    """(Hugging Face's name of the layer, GGUF's name of its part) of a tensor of the file."""
+    block, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor).groups()
+    return f"model.layers.{block}.{PARTS[part]}" if block else PARTS[part], part
+
+
 class GgufFile:
     """An open GGUF file of a Llama model."""
 
@@ -37,7 +43,7 @@ class GgufFile:
         import torch
         from transformers import LlamaForCausalLM
 
-        config = self._config()
+        config = self.config()
         with torch.device("meta"):  # no memory for weights that are replaced at once
             model = LlamaForCausalLM(config)
         weights = dict(self._weight(tensor, config) for tensor in self.reader.tensors)
@@ -46,6 +52,10 @@ class GgufFile:
         model.load_state_dict(weights, assign=True)  # each name, and no other
         model.tie_weights()
         return model
+
+    def tokens(self) -> list[str]:
+        """The vocabulary, in the order of its ids."""
+        return self._token("ggml.tokens")
 
     def tokenizer(self):
         """The byte-level BPE tokenizer, built from its own tokens and merges.
@@ -56,7 +66,7 @@ class GgufFile:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
-        tokens, kinds = self._token("ggml.tokens"), self._token("ggml.token_type")
+        tokens, kinds = self.tokens(), self._token("ggml.token_type")
         merges = [tuple(merge.split(" ")) for merge in self._token("ggml.merges")]
         vocabulary = {token: i for i, token in enumerate(tokens)}
         bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -87,7 +97,8 @@ class GgufFile:
             clean_up_tokenization_spaces=False,
         )
 
-    def _config(self):
+    def config(self):
+        """Its configuration, of transformers' class."""
         from transformers import LlamaConfig
 
         names = [tensor.name for tensor in self.reader.tensors]
@@ -118,8 +129,7 @@ class GgufFile:
         import torch
         from gguf.quants import dequantize
 
-        block, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name).groups()
-        name = f"model.layers.{block}.{PARTS[part]}" if block else PARTS[part]
+        name, part = hub_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
         if part in ("attn_q", "attn_k"):
             # llama.cpp rotates neighbours, transformers a channel and the one half a head away

