@@ -20,6 +20,7 @@ def main():
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_parallel = clients  # answers that are written at the same time
     params.n_ctx = 512 * clients  # tokens of all of them together
+    params.cache_ram_mib = 0  # no prompt is kept from one question to another one
     params.offline = True
     server = xllamacpp.Server(params)
     print(xllamacpp.get_system_info(), flush=True)
