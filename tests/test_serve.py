@@ -325,6 +325,7 @@ HOSTILE = {
     "items": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
     "no end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     "a pattern": {"type": "string", "pattern": "((("},
+    "itself": {"$ref": "#"},
 }
 MORE_HOSTILE = {
     "within": {"type": "object", "properties": {"a": {"type": "array", "maxItems": 10**9}}},
@@ -332,6 +333,42 @@ MORE_HOSTILE = {
     "never": {"enum": []},
     "elsewhere": {"$ref": "http://lab.example/schema.json"},
     "a file": {"$ref": "file:///etc/passwd"},
+    "each other": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+    },
+    "any of itself": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
+    "all of itself": {"allOf": [{"$ref": "#"}, {"type": "string"}]},
+    "not itself": {"not": {"$ref": "#"}},
+    "no such place": {"$ref": "#/$defs/none"},
+    "no schema there": {"$ref": "#/type", "type": "object"},
+    "crossed": {
+        "allOf": [
+            {"anyOf": [{"properties": {f"p{i}{j}": {"type": "integer"}}} for j in range(6)]}
+            for i in range(12)
+        ]
+    },
+    "tiny steps": {"type": "number", "multipleOf": 1e-300},
+}
+# what refers to itself, or looks hostile, and has an answer
+STRANGE = {
+    "a list": {"type": "object", "properties": {"next": {"$ref": "#"}}},
+    "a tree": {"type": "array", "items": {"$ref": "#"}},
+    "a number, or more": {
+        "oneOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#"}}]
+    },
+    "backtracking": {"type": "string", "pattern": "^(a+)+$"},
+    "many values": {"enum": [f"{'x' * 50}{n}" for n in range(900)]},
+}
+# ends after 2**30 braces: the answer is cut
+DOUBLING = {f"a{n}": {"$ref": f"#/$defs/a{n - 1}"} for n in range(1, 31)}
+DOUBLING = {
+    "$ref": "#/$defs/a30",
+    "$defs": {"a0": {"type": "integer"}}
+    | {
+        name: {"type": "object", "properties": {"l": below, "r": below}, "required": ["l", "r"]}
+        for name, below in DOUBLING.items()
+    },
 }
 
 
@@ -344,6 +381,18 @@ def test_a_hostile_schema_ends_in_one_error(served, schema):
     answer = send(served.port, asking("Hi", max_tokens=8, response_format=form(schema)))
     assert refused(answer, 400)["param"] == "response_format"
     assert ask(served.port, "Hi", max_tokens=1)
+
+
+@pytest.mark.parametrize("schema", hostile(STRANGE, pytest.mark.slow))
+def test_a_schema_that_refers_to_itself_is_answered(served, schema):
+    answer = ask(served.port, "Hi", max_tokens=60, response_format=form(schema))
+    assert answer["choices"][0]["finish_reason"] == "length" or json.loads(text_of(answer)) != ""
+
+
+@pytest.mark.slow
+def test_a_schema_of_a_billion_braces_ends_at_the_limit(served):
+    answer = ask(served.port, "Hi", max_tokens=24, response_format=form(DOUBLING))
+    assert answer["choices"][0]["finish_reason"] == "length" and text_of(answer).startswith("{")
 
 
 def test_a_schema_that_no_trial_found_ends_the_answer_alone(served, monkeypatch):

@@ -213,8 +213,12 @@ try:
     settings.set_guidance("json_schema", sys.stdin.read())
     generator = og.Generator(model, settings)
     generator.append_tokens(ids)
+    written = 0
     while not generator.is_done():
         generator.generate_next_token()
+        written += 1
+    if written == 1:  # the end alone, which is no JSON
+        print("no text satisfies it")
 except Exception as error:
     print(" ".join(str(error).split())[:300] or type(error).__name__)
 """
