@@ -95,7 +95,8 @@ def lora(model, folder, **options):
 
 
 def test_a_block_holds_integers_scale_and_smallest_value():
-    integers = torch.arange(32).remainder(16).float().view(1, 1, 32)
+    integers = torch.arange(32).mul(7).remainder(16).flip(0).float().view(1, 1, 32)
+    integers[..., 20] = 3
     grid = Grid(integers, torch.full((1, 1, 1), 0.25), torch.full((1, 1, 1), 3.0))
     packed = q4_1(grid)
     assert packed.shape == (1, 20) and packed.dtype == "uint8"

@@ -23,6 +23,7 @@ from labkit.errors import LabError
 from labkit.extras import extra_packages
 from labkit.profiles import ROOT
 from labkit.prompts import prompt_text
+from labkit.serving.clients import ask_together
 from labkit.serving.engine import Engine, showable
 from labkit.serving.http import LARGEST, listen
 
@@ -181,6 +182,17 @@ def test_ten_clients_that_mix_adapters_get_what_each_gets_alone(served):
         whole = list(clients.map(lambda one: text_of(ask(served.port, *one)), asked))
         pieces = list(clients.map(lambda one: streamed(served.port, *one), asked))
     assert whole == lone == pieces and len(set(lone)) > 5
+
+
+def test_clients_are_told_of_each_answer_what_it_was(served):
+    questions = served.questions[:3]
+    bodies = [asking(question, "travel", max_tokens=12) for question in questions]
+    heard, rate = ask_together(f"http://127.0.0.1:{served.port}/v1", bodies, lambda: "noted")
+    alone = [ask(served.port, question, max_tokens=12) for question in questions]
+    assert [one.text for one in heard] == [text_of(answer) for answer in alone]
+    assert [one.tokens for one in heard] == [one["usage"]["completion_tokens"] for one in alone]
+    assert all(one.first_ms > 0 and one.speed > 0 and one.noted == "noted" for one in heard)
+    assert 0 < rate < sum(one.speed for one in heard)
 
 
 def test_openais_own_client(served, monkeypatch):
