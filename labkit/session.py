@@ -99,10 +99,13 @@ class Lab:
         passes. *build* is called with a copy of the recipe and the path to write to; its own code
         decides nothing, so that whatever shall decide must stand in the recipe. *anew* makes it in
         any case. Of a folder only *entry* is kept: the entries of that name, or, if it is one
-        text, that file or folder itself. Raises LabError where an Olive run yields no model,
-        nothing is written, or the disk is full.
+        text, that file or folder itself. A recipe that is a workflow is also written to
+        workflows/PRODUCT.json in the run folder, for `olive run --config`. Raises LabError where
+        an Olive run yields no model, nothing is written, or the disk is full.
         """
         check_name(product)  # before the slow build
+        if isinstance(recipe, dict) and "passes" in recipe:
+            write_json(self.folder / "workflows" / f"{product}.json", recipe)
         needs = tuple(needs)
         for need in needs:
             self.require(need)
@@ -149,16 +152,13 @@ class Lab:
         """The Olive workflow notebooks/workflows/NAME.json, with each "$slot" filled in.
 
         Slots are the fields of the profile and the *values* given here. The system for the
-        execution *provider* (the profile's, if none is named) and Olive's cache are added. What
-        comes out is also written to workflows/NAME.json in the run folder, for `olive run
-        --config`. Raises LabError where a slot has no value.
+        execution *provider* (the profile's, if none is named) and Olive's cache are added. Raises
+        LabError where a slot has no value.
         """
         known = vars(self.profile) | values
         known |= self.profile.derived(known["steps"])
         provider = provider or self.profile.provider
-        workflow = fill_workflow(name, known, provider, cache=self.folder / ".olive-cache")
-        write_json(self.folder / "workflows" / f"{name}.json", workflow)
-        return workflow
+        return fill_workflow(name, known, provider, cache=self.folder / ".olive-cache")
 
     def record(self, section: str, **figures: Estimate) -> None:
         """Stores *figures* for the labs that follow and for summary.json, and prints them.

@@ -131,12 +131,23 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
 def test_every_slot_of_a_workflow_has_a_value(runs, name, profile):
     lab = Lab("02", PROFILES[profile])
     workflow = lab.workflow(name, **SLOTS[name])
-    assert workflow == json.loads((lab.folder / "workflows" / f"{name}.json").read_text())
     assert '"$' not in json.dumps(workflow)
     assert workflow["input_model"]["model_path"] == str(SLOTS[name]["model"])
     accelerator = workflow["systems"]["local_system"]["accelerators"][0]
     expected = {"device": "gpu" if profile == "gpu" else "cpu"}
     assert accelerator == expected | {"execution_providers": [PROFILES[profile].provider]}
+
+
+def test_a_kept_product_leaves_its_workflow_for_a_shell(runs):
+    """Each under its product's name: two products may come of one workflow, with other slots."""
+    lab, files = Lab("02", CPU), {}
+    for steps in (4, 8):
+        recipe = {"passes": {"lora": {"max_steps": steps}}}
+        lab.keep(f"lora-{steps}", writes("adapter"), recipe)
+        files[steps] = json.loads((lab.folder / "workflows" / f"lora-{steps}.json").read_text())
+        assert files[steps] == recipe
+    lab.keep("other", writes("other"), {"steps": 4})
+    assert len(list((lab.folder / "workflows").iterdir())) == 2
 
 
 def test_no_workflow_is_untested():
