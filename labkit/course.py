@@ -84,6 +84,11 @@ EXTRAS = {
         makes=("base.gguf", "travel-lora.gguf"),
         packages="gguf",
     ),
+    "12": Entry(
+        "search",
+        needs=("base", "calibration.jsonl", "heldout.jsonl"),
+        makes=("search-calibration.jsonl", "searched.json"),
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

@@ -18,6 +18,7 @@ TAKE_PRODUCTS = (
     "test_outcome.py",
     "test_graph.py",
     "test_page.py",
+    "test_route.py",
     "test_killed.py",
     "test_serve.py",
 )
