@@ -2,6 +2,7 @@
 # The route of labs 02 to 05 as commands, without a notebook: docs/ORIGINAL.md says what each does.
 # After './lab run', in the folder of the labs: bash docs/route.sh (or type it line by line)
 set -euo pipefail
+# a build server sends no telemetry, and Olive asks for one by this name
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD" OLIVE_DISABLE_TELEMETRY=1 BUILDKITE=1
 runs=${LAB_RUNS:-runs}/cpu # what the labs have made: the model, the data, and the workflows
 out=$runs/shell            # what the commands make

@@ -44,13 +44,14 @@ def measure_machine(profile: Profile) -> None:
 
 
 def seconds(profile: Profile, name: str) -> float | None:
-    """About how long *name*, a product or the number of a lab, takes on this machine.
+    """About how long *name*, a product or the number of a lab or extra, takes on this machine.
 
     Before :func:`measure_machine`, and on a GPU, as long as where the times were measured. None
     where they say nothing: of another model, other data, other steps.
     """
     known = _times(profile)
-    found = (known.get("products", {}) | known.get("labs", {})).get(name)
+    kinds = (known.get(kind, {}) for kind in ("products", "labs", "extras"))
+    found = next((kind[name] for kind in kinds if name in kind), None)
     if found is None or profile != PROFILES[profile.name]:
         return None
     pace = read_state(_path(profile), Pace)

@@ -8,7 +8,7 @@ import pytest
 from samples import CPU
 
 from labkit import pace
-from labkit.course import LABS, notebook_path
+from labkit.course import EXTRAS, LABS, notebook_path
 from labkit.files import read_json
 from labkit.machine import machine_name
 from labkit.pace import Pace, measure_machine, seconds
@@ -72,6 +72,13 @@ def agrees(said: str, unit: str, of: float) -> bool:
     """Whether *of* seconds are what is *said*, a number, in its digits."""
     digits = len(said.partition(".")[2])
     return abs(float(said) - of / (60 if unit == "min" else 1)) <= 0.5001 * 10**-digits
+
+
+@pytest.mark.parametrize("number", EXTRAS)
+def test_an_extra_says_what_the_table_has(number):
+    first = "".join(json.loads(notebook_path(number).read_text())["cells"][0]["source"])
+    said = re.search(r"\*\*Time:\*\* .*?run ([\d.]+) (s|min) on two cores", first)
+    assert said and agrees(*said.groups(), TIMES["cpu"]["extras"][number])
 
 
 @pytest.mark.parametrize("number", LABS)

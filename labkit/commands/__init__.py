@@ -13,7 +13,10 @@ from labkit.errors import LabError, file_problem, plain
 from labkit.profiles import path_of
 
 COMMANDS = {
-    "setup": ("install everything into .venv: [--gpu] [--download DIR] [--wheels DIR]", "no"),
+    "setup": (
+        "install everything into .venv: [--gpu] [--extra NAME] [--download DIR] [--wheels DIR]",
+        "no",
+    ),
     "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
     "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),

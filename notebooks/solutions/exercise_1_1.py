@@ -1,6 +1,4 @@
 # Exercise 1.1
-import random
-
 template, no_marks, other_marks, not_opened = "C", "A", "D", "B"
 
 other = "<|user|>\n{}<|end|>\n<|assistant|>\n"  # of Phi-3
