@@ -7,6 +7,13 @@ export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD" OLIVE_DISABLE_TELEMETRY=1 B
 runs=${LAB_RUNS:-runs}/cpu # what the labs have made: the model, the data, and the workflows
 out=$runs/shell            # what the commands make
 
+for file in awq lora onnx; do
+    [[ -f $runs/workflows/$file.json ]] || {
+        echo "error: $runs/workflows/$file.json is missing. Run './lab run' first, and this script from the folder of the labs." >&2
+        exit 1
+    }
+done
+
 # Our passes, for Olive
 mkdir -p "$out"
 python -c 'import json, labkit; print(json.dumps(labkit.olive_passes()))' > "$out/passes.json"

@@ -26,6 +26,10 @@ ALIKE = (
     "vocab_size",
     "rope_parameters",
     "tie_word_embeddings",
+    "hidden_act",
+    "attention_bias",
+    "mlp_bias",
+    "head_dim",
 )
 
 
@@ -84,6 +88,10 @@ def write_gguf_adapter(out: Path, adapter_dir: Path, *, awq_dir: Path) -> None:
         warnings.simplefilter("ignore")
         model = load_adapter(AutoModelForCausalLM.from_config(config), adapter_dir)
     plain = model.peft_config["default"]
+    # llama.cpp divides one alpha by the rank of each layer
+    patterns = plain.peft_type == "LORA" and (plain.rank_pattern or plain.alpha_pattern)
+    if plain.peft_type != "LORA" or patterns or plain.modules_to_save or not plain.lora_alpha:
+        raise _refused(adapter_dir, f"its configuration is not that of plain {plain.peft_type}")
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     strengths = {layer.scaling["default"] for layer in layers}
     weights = load_peft_weights(str(adapter_dir), device="cpu")
@@ -105,12 +113,16 @@ def write_gguf_adapter(out: Path, adapter_dir: Path, *, awq_dir: Path) -> None:
         writer.add_tensor(f"blk.{number}.{part}.weight.{side.lower()}", rows)
     if other or strengths != {plain.lora_alpha / plain.r}:
         why = few(other) if other else "its layers do not all have the strength lora_alpha / r"
-        raise LabError(
-            f"the adapter in {adapter_dir} is not one that llama.cpp can carry ({why}). Train it "
-            "as plain LoRA on the layers of attention and MLP: without DoRA, rsLoRA, patterns, "
-            "biases and modules_to_save."
-        )
+        raise _refused(adapter_dir, why)
     _finish(writer)
+
+
+def _refused(adapter_dir: Path, why: str) -> LabError:
+    return LabError(
+        f"the adapter in {adapter_dir} is not one that llama.cpp can carry ({why}). Train it "
+        "as plain LoRA on the layers of attention and MLP: without DoRA, rsLoRA, patterns, "
+        "biases and modules_to_save."
+    )
 
 
 def compare_gguf(path: Path, awq_dir: Path) -> dict[str, float]:

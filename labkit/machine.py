@@ -50,12 +50,17 @@ def threads() -> int:
 
 
 def is_shared(seconds: float = 0.3) -> bool:
-    """Whether other programs compute here: for *seconds*, in which this one waits, nearly a core
-    or more is busy.
+    """Whether other programs compute here: for *seconds*, in which this one waits, nearly one of
+    its cores or more is busy. False where that cannot be seen.
     """
     import psutil
 
-    return psutil.cpu_percent(seconds) > 100 * 0.8 / (os.cpu_count() or 1)
+    try:
+        busy = psutil.cpu_percent(seconds, percpu=True)
+    except OSError:  # a container may not read /proc/stat
+        return False
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(busy))
+    return sum(busy[core] for core in ours if core < len(busy)) > 80
 
 
 def versions() -> dict[str, str]:

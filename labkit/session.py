@@ -1,5 +1,6 @@
 """A lab at work in its kernel: the settings it runs with, what it keeps, records and checks."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -104,8 +105,6 @@ class Lab:
         an Olive run yields no model, nothing is written, or the disk is full.
         """
         check_name(product)  # before the slow build
-        if isinstance(recipe, dict) and "passes" in recipe:
-            write_json(self.folder / "workflows" / f"{product}.json", recipe)
         needs = tuple(needs)
         for need in needs:
             self.require(need)
@@ -146,6 +145,11 @@ class Lab:
                 f"{stamp.mb:,.1f} MB written"
             )
         self.used[product] = stamp.id
+        if isinstance(recipe, dict) and "passes" in recipe:
+            folder = self.folder / "workflows"
+            if not folder.is_symlink():  # nothing is written through a link
+                with contextlib.suppress(OSError, TypeError):  # for a shell; no product
+                    write_json(folder / f"{product}.json", recipe)
         return self.folder / product
 
     def workflow(self, name: str, *, provider: str = "", **values) -> dict:

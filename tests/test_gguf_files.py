@@ -160,6 +160,8 @@ def test_an_adapter_is_carried_with_its_rank_and_strength(awq, tmp_path, rank):
         ({"quantization_config": {"group_size": 128}}, "groups of 128"),
         ({"quantization_config": None}, "groups of None"),
         ({"num_hidden_layers": 3}, "num_hidden_layers"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_parameters"),
     ],
 )
@@ -191,7 +193,16 @@ def test_a_part_that_lacks_is_named(awq, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}], ids=str
+    "options",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4}},  # of one strength in PEFT
+        {"lora_alpha": 0},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
 )
 def test_more_than_plain_lora_is_refused(awq, tmp_path, options):
     folder = lora(awq, tmp_path / "lora", **options)

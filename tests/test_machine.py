@@ -30,7 +30,16 @@ def test_a_neighbour_that_computes_is_seen_and_what_only_idles_is_not(monkeypatc
         for neighbour in neighbours:
             neighbour.kill()
             neighbour.wait()
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 70 / os.cpu_count())
+    monkeypatch.setattr("psutil.cpu_percent", lambda *_, **__: [40.0, 100.0, 30.0])
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    assert not machine.is_shared()
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert machine.is_shared()
+
+    def refused(*_, **__):
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_percent", refused)
     assert not machine.is_shared()
 
 

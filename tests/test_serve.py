@@ -195,6 +195,19 @@ def test_clients_are_told_of_each_answer_what_it_was(served):
     assert 0 < rate < sum(one.speed for one in heard)
 
 
+def test_clients_hear_short_answers_and_what_went_wrong(served, monkeypatch):
+    body = asking(served.questions[0], "travel", max_tokens=1)
+    (heard,), _ = ask_together(f"http://127.0.0.1:{served.port}/v1", [body])
+    assert heard.tokens == 1 and heard.first_ms > 0 and heard.speed == 0
+
+    def fails(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(served.engine, "_write", fails)
+    with pytest.raises(RuntimeError, match="the server says: "):
+        ask_together(f"http://127.0.0.1:{served.port}/v1", [body])
+
+
 def test_openais_own_client(served, monkeypatch):
     with contextlib.suppress(LabError):  # behind the labs' own, which have the same versions
         monkeypatch.setattr(sys, "path", [*sys.path, str(extra_packages("serve"))])

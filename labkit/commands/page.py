@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from labkit.commands.serve import adapters_in
 from labkit.errors import LabError
 from labkit.extras import extra_packages
 from labkit.folders import half_done_is_deleted
+from labkit.weights import one_line, onnx_adapter_weights
 
 # adapter -> product: where its example comes from, and the length of its answers
 HELD_OUT = {
@@ -90,19 +92,27 @@ def write() -> Path:
 def adapters_of(lab) -> dict[str, Path]:
     """Name -> file: the adapters of lab 04, and every other NAME.onnx_adapter of the run.
 
-    Of the others, one that is not current, or of another model, is left out, which is said.
-    LabError where one of lab 04's is missing.
+    Of the others, one that is not current, of another model, damaged, or without a name that an
+    address may hold, is left out, which is said. LabError where one of lab 04's is missing.
     """
     found = {
         "travel": lab.path("onnx") / "adapter_weights.onnx_adapter",
         "tone": lab.path("tone.onnx_adapter"),
     }
     for name in adapters_in(lab.folder):
-        if name not in found:
-            try:
-                found[name] = lab.path(f"{name}.onnx_adapter")
-            except LabError as error:
-                print(f"{name}.onnx_adapter is left out: {error}")
+        if name in found:
+            continue
+        try:
+            path = lab.path(f"{name}.onnx_adapter")
+            if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "none":
+                raise ValueError("its name needs letters and digits, and is not none")
+            if name in HELD_OUT:
+                lab.path(HELD_OUT[name])
+            onnx_adapter_weights(path)
+        except Exception as error:  # ONNX Runtime's own are of no common kind
+            print(f"{name}.onnx_adapter is left out: {one_line(error)}")
+        else:
+            found[name] = path
     return found
 
 

@@ -191,6 +191,8 @@ class GridQuantizer(Pass):
         self, model: HfModelHandler, config: Any, output_model_path: str
     ) -> HfModelHandler:
         source, out = Path(model.model_name_or_path), Path(output_model_path)
+        if config.algorithm not in ("nearest", "awq"):
+            raise ValueError(f"algorithm is {config.algorithm!r}: choose nearest or awq")
         if config.algorithm == "awq":
             lines = Path(config.calibration_file).read_text().splitlines()
             with tempfile.TemporaryDirectory(dir=out.parent) as folder:

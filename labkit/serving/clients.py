@@ -43,12 +43,16 @@ def ask_together(
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line.removeprefix(b"data: "))
+                if "error" in event:
+                    raise RuntimeError(f"the server says: {event['error']}")
                 if not event["choices"]:
                     tokens = event["usage"]["completion_tokens"]
                 elif piece := event["choices"][0]["delta"].get("content"):
                     told, times = told + piece, [*times, time.perf_counter()]
-        speed = (tokens - 1) / (times[-1] - times[0])
-        return Heard(told, tokens, 1000 * (times[0] - begun), speed, note())
+        ended = time.perf_counter()
+        first, last = (times[0], times[-1]) if times else (ended, ended)
+        speed = (tokens - 1) / (last - first) if last > first else 0.0  # of one piece: none
+        return Heard(told, tokens, 1000 * (first - begun), speed, note())
 
     with ThreadPoolExecutor(len(bodies)) as clients:
         begun = time.perf_counter()

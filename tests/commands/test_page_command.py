@@ -144,29 +144,48 @@ def test_it_listens_on_loopback_unless_told(tmp_path):
     assert "0.0.0.0" in asyncio.run(address(True))
 
 
-def test_the_page_takes_each_adapter_of_the_run_that_is_current(runs, capsys):
-    def build(_, out):
+def adapter(path):
+    """Writes a real adapter of one weight to *path*."""
+    import numpy as np
+    import onnxruntime as ort
+
+    file = ort.AdapterFormat()
+    file.set_parameters({"a": ort.OrtValue.ortvalue_from_numpy(np.zeros((4, 2), np.float32))})
+    file.export_adapter(str(path))
+
+
+def test_the_page_takes_each_adapter_of_the_run_that_is_current_and_whole(runs, capsys):
+    def folder(_, out):
         out.mkdir()
-        (out / "adapter_weights.onnx_adapter").write_text("travel")
+        adapter(out / "adapter_weights.onnx_adapter")
+
+    def build(_, out):
+        adapter(out)
 
     lab = Lab("04", resolve_profile())
-    lab.keep("onnx", build)
+    lab.keep("onnx", folder)
     with pytest.raises(LabError, match="run lab 04 first: its product .*tone.onnx_adapter"):
         page.adapters_of(lab)
-    for name in ("tone", "form", "mine", "altered"):
-        lab.write(f"{name}.onnx_adapter", name)
+    for name in ("tone", "mine", "none", "form", "altered"):
+        lab.keep(f"{name}.onnx_adapter", build)
+    lab.write("damaged.onnx_adapter", "no adapter")
     (lab.folder / "altered.onnx_adapter").write_text("another")
     (lab.folder / "unknown.onnx_adapter").write_text("of no lab")
     other = Lab("07", replace(resolve_profile(), model="another/model"))
     other.write("foreign.onnx_adapter", "of another model")
     capsys.readouterr()
-    found = page.adapters_of(lab)
-    assert {name: path.read_text() for name, path in found.items()} == {
-        name: name for name in ("travel", "tone", "form", "mine")
-    }
+    assert page.adapters_of(lab).keys() == {"travel", "tone", "mine"}
     said = capsys.readouterr().out
-    assert "altered.onnx_adapter is left out: it was altered" in said
-    assert "foreign.onnx_adapter is left out: run lab 01 first" in said
+    for name, why in {
+        "altered": "it was altered",
+        "foreign": "LabError: run lab 01 first",
+        "damaged": "",
+        "none": "ValueError: its name",
+        "form": "LabError: run lab 07 first",  # without form-heldout.jsonl
+    }.items():
+        assert f"{name}.onnx_adapter is left out: {why}" in said, said
+    lab.write("form-heldout.jsonl", "{}")
+    assert "form" in page.adapters_of(lab)
 
 
 def test_an_adapter_that_is_damaged_or_of_another_graph_is_said(tmp_path):

@@ -123,3 +123,17 @@ def test_what_an_interrupted_search_has_built_is_not_built_again(search, monkeyp
         search(**NOTHING_IS_SO_GOOD)
     assert len(measured(search(**NOTHING_IS_SO_GOOD))) == math.prod(map(len, TRIED.values()))
     assert len(built) == len(set(built)) + 1  # the one that was interrupted
+
+
+def test_a_model_that_cannot_be_built_meets_no_goals_and_is_tried_again(search, monkeypatch):
+    build, ways = LoraModelBuilder._run_for_config, math.prod(map(len, TRIED.values()))
+
+    def full(self, model, config, out):
+        if config.int4_is_symmetric:
+            raise OSError(28, "No space left on device")
+        return build(self, model, config, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraModelBuilder, "_run_for_config", full)
+        assert len(measured(search(**NOTHING_IS_SO_GOOD))) == ways / 2
+    assert len(measured(search(**NOTHING_IS_SO_GOOD))) == ways
