@@ -86,7 +86,8 @@ def write_gguf_adapter(out: Path, adapter_dir: Path, *, awq_dir: Path) -> None:
     # PEFT compares names and shapes, needs no weights for that, and warns that there are none
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = load_adapter(AutoModelForCausalLM.from_config(config), adapter_dir)
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = load_adapter(empty, adapter_dir)
     plain = model.peft_config["default"]
     # llama.cpp divides one alpha by the rank of each layer
     patterns = plain.peft_type == "LORA" and (plain.rank_pattern or plain.alpha_pattern)
@@ -172,7 +173,8 @@ def _default_model(awq_dir: Path):
     if not why and packing.get("group_size") != BLOCK:
         why = f"groups of {packing.get('group_size')}"
     if not why:
-        config, expected = AutoConfig.from_pretrained(awq_dir), known.config()
+        config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
+        expected = known.config()
         other = [key for key in ALIKE if getattr(config, key) != getattr(expected, key)]
         if not math.isclose(config.rms_norm_eps, expected.rms_norm_eps, rel_tol=1e-6):
             other.append("rms_norm_eps")  # a float32 in the file

@@ -201,6 +201,7 @@ def test_clients_hear_short_answers_and_what_went_wrong(served, monkeypatch):
     assert heard.tokens == 1 and heard.first_ms > 0 and heard.speed == 0
 
     def fails(*_):
+        yield ""
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(served.engine, "_write", fails)
