@@ -145,6 +145,11 @@ def _reporting_bar() -> type:
             if self.unit == "B" and self.total and "Downloading" not in self.desc:
                 report("MB", self.n / 1e6, self.total / 1e6)
 
+        def close(self):
+            if not self.disable:
+                self.display()  # what came within tqdm's interval was not
+            super().close()
+
     return Bar
 
 
