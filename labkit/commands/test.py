@@ -11,7 +11,7 @@ from labkit.profiles import ROOT
 
 HELP = """usage: ./lab test [--quick | --all] [pytest's arguments]
 
-  --quick  less than 90 s, while you work. It leaves out the notebooks and what takes their
+  --quick  some two minutes, while you work. It leaves out the notebooks and what takes their
            products, tests/faults, tests/passes, models and architectures, the emulated Azure,
            and the faults of a network
   --all    also the tests marked slow
