@@ -44,9 +44,9 @@ def round_to_grid(weight: torch.Tensor, group_size: int, *, symmetric: bool = Fa
         scales = (largest / -8).half().float()
         scales = torch.where(scales == 0, 1.0, scales)  # a group of zeros
         zeros = torch.full_like(scales, 8)
-        return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)
-    scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
-    zeros = (-low / scales).round_().clamp_(0, 15)
+    else:
+        scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
+        zeros = (-low / scales).round_().clamp_(0, 15)
     return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)
 
 

@@ -162,7 +162,7 @@ class AwqQuantizer(Pass):
         return HfModelHandler(model_path=output_model_path)
 
 
-class GridQuantizer(Pass):
+class GridQuantizer(AwqQuantizer):
     """Weights for a 4-bit grid, as plain numbers, and a note for the builder that rounds them: the
     size of a group.
 
@@ -172,7 +172,7 @@ class GridQuantizer(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec) -> dict[str, PassConfigParam]:
-        return AwqQuantizer._default_config(accelerator_spec) | {
+        return super()._default_config(accelerator_spec) | {
             "algorithm": PassConfigParam(
                 type_=str,
                 default_value="awq",
@@ -194,17 +194,8 @@ class GridQuantizer(Pass):
         if config.algorithm not in ("nearest", "awq"):
             raise ValueError(f"algorithm is {config.algorithm!r}: choose nearest or awq")
         if config.algorithm == "awq":
-            lines = Path(config.calibration_file).read_text().splitlines()
-            with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-                packed = Path(folder)
-                awq_quantize(
-                    source,
-                    packed,
-                    calibration=[json.loads(line)["token_ids"] for line in lines],
-                    group_size=config.group_size,
-                    dtype=config.dtype,
-                    device="cuda" if self.accelerator_spec.accelerator_type == "gpu" else "cpu",
-                )
-                unpack_awq(packed, out)
+            with tempfile.TemporaryDirectory(dir=out.parent) as packed:
+                super()._run_for_config(model, config, packed)
+                unpack_awq(Path(packed), out)
             source = out
         return HfModelHandler(source, model_attributes={GROUP_SIZE: config.group_size})

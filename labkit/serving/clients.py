@@ -25,8 +25,8 @@ def ask_together(
 ) -> tuple[list[Heard], float]:
     """(What each client got, tokens per second of all of them), with one client a body.
 
-    Each body is a request for chat/completions at *address*, of more than one token; answers are
-    streamed.
+    Each body is a request for chat/completions at *address*; answers are streamed. Raises
+    RuntimeError with what the server says where an answer ends in an error.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
 
