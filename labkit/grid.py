@@ -61,7 +61,7 @@ def pack_awq(numbers: torch.Tensor) -> torch.Tensor:
     return (eight << shifts).sum(-1, dtype=torch.int32)
 
 
-def unpack_awq(packed: torch.Tensor) -> torch.Tensor:
+def _unpack_words(packed: torch.Tensor) -> torch.Tensor:
     """The 4-bit numbers [out, n] that :func:`pack_awq` packed, in float32."""
     shifts = torch.arange(0, 32, BITS, dtype=torch.int32)
     eight = (packed.unsqueeze(-1) >> shifts & 15).float()
@@ -72,7 +72,7 @@ def unpack_awq(packed: torch.Tensor) -> torch.Tensor:
 
 def awq_grid(tensors: dict[str, torch.Tensor], layer: str) -> Grid:
     """The grid of *layer* in the *tensors* of a packed AWQ checkpoint; KeyError where it lacks."""
-    integers, zeros = (unpack_awq(tensors[f"{layer}.{part}"]) for part in ("qweight", "qzeros"))
+    integers, zeros = (_unpack_words(tensors[f"{layer}.{part}"]) for part in ("qweight", "qzeros"))
     scales = tensors[f"{layer}.scales"].float().T
     return Grid(integers.unflatten(-1, (scales.shape[1], -1)), scales[..., None], zeros[..., None])
 
