@@ -133,8 +133,8 @@ def _set_environment(lab: Lab) -> None:
         fixed["HF_HUB_CACHE"] = str(lab.folder / ".hub")
     if machine.is_shared():
         # A core that waits for another one keeps it busy, for the other program, too: on two cores
-        # with one busy neighbour a step of training took ten times as long. Alone it takes a quarter
-        # less time so.
+        # with one busy neighbour a step of training took ten times as long. Alone it takes a
+        # quarter less time so.
         fixed["OMP_WAIT_POLICY"] = "PASSIVE"
         print("other programs compute on this machine: what is measured here will be slower")
     for name, value in (machine.TELEMETRY_OFF | QUIET | fixed).items():
