@@ -141,14 +141,11 @@ def _reporting_bar() -> type:
 
     class Bar(tqdm):
         def display(self, msg=None, pos=None):
-            # a second bar of bytes counts what the network has brought, compressed
-            if self.unit == "B" and self.total and "Downloading" not in self.desc:
+            # Not a second bar of bytes, which counts what the network has brought, compressed; and
+            # not a bar that is closed: the garbage collector does that, in the middle of another.
+            second = self.desc.startswith("Download")
+            if self.unit == "B" and self.total and not second and not self.disable:
                 report("MB", self.n / 1e6, self.total / 1e6)
-
-        def close(self):
-            if not self.disable:
-                self.display()  # what came within tqdm's interval was not
-            super().close()
 
     return Bar
 

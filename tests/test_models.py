@@ -19,7 +19,7 @@ from phi_model import PUBLISHED_TOKENIZER as PHI
 from labkit import models
 from labkit.errors import LabError
 from labkit.profiles import PROFILES, ROOT
-from labkit.progress import Progress
+from labkit.progress import Progress, report
 from labkit.settings import stop_ids
 
 CPU = PROFILES["cpu"]
@@ -721,6 +721,14 @@ def test_only_what_is_read_is_fetched_from_the_hub(hub, tmp_path):
     assert size / 1e6 <= progress.stage.done == progress.stage.total
     assert set(hub.got) == kept and len(hub.got) == len(kept)
     assert (out / "model.safetensors").is_file()
+
+
+def test_a_bar_of_an_earlier_download_says_nothing_when_it_is_collected():
+    earlier = models._reporting_bar()(total=5_000_000, unit="B", initial=5_000_000)
+    with Progress() as progress:
+        report("MB", 7, 7)
+        earlier.close()
+    assert progress.stage.done == 7
 
 
 def test_a_model_of_the_hub_is_refused_before_its_weights_are_fetched(hub, tmp_path):
