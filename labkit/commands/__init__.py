@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {plain(file_problem(error) or _unforeseen(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted; what was finished stays", file=sys.stderr)
         return 130
 
 

@@ -1,6 +1,7 @@
 """One notebook, executed in a kernel of its own."""
 
 import asyncio
+import atexit
 import os
 import re
 import signal
@@ -62,6 +63,7 @@ def execute(
         problem = _paragraph(notebook, error.ename) or f"{error.ename}: {error.evalue}"
     except (DeadKernelError, asyncio.CancelledError):
         if sections.interrupted:
+            atexit.unregister(client._cleanup_kernel)  # it has been, and would fail at the exit
             raise KeyboardInterrupt from None
         problem = _why_dead(folder / "logs", started)
     try:
@@ -103,8 +105,9 @@ class _Sections:
             print(f"  {self.lab}: {self.now}, {clock(seconds)}", flush=True)
 
     def _stop(self, task):
-        self.interrupted = True
-        task.cancel()
+        if not self.interrupted:  # a second signal would cut the kernel's end short
+            self.interrupted = True
+            task.cancel()
 
 
 def _live(cell) -> str:
