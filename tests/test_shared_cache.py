@@ -1,4 +1,4 @@
-"""Olive's shared cache in a container of Azure's blobs, which Azurite stores: what extra 12 says."""
+"""Olive's shared cache in a container of Azure's blobs, stored by Azurite: what extra 12 says."""
 
 import json
 from pathlib import Path
