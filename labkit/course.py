@@ -87,7 +87,7 @@ EXTRAS = {
     "12": Entry(
         "search",
         needs=("base", "calibration.jsonl", "heldout.jsonl"),
-        makes=("search-calibration.jsonl", "searched.json"),
+        makes=("search-calibration.jsonl", "searched.json", "searched.zip"),
     ),
 }
 

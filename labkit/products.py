@@ -31,7 +31,7 @@ NAME = r"\w[\w .-]*(/\w[\w .-]*)?"
 LONGEST = 200  # bytes, of the 255 that a name may have where something is put around it
 # what else a run folder holds
 RESERVED = {"logs", "records", "workflows", "registry", "downloaded", "report.html"}
-RESERVED |= {"summary.json", "notebooks", "route.png"}
+RESERVED |= {"summary.json", "notebooks", "route.png", "bundle.tar"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Products:
         stamp = self.stamp(name)
         if not stamp:
             return "it is not from a finished run"
-        if changed := _first_difference(asdict(stamp.decided_by), asdict(decision)):
+        if changed := first_difference(asdict(stamp.decided_by), asdict(decision)):
             return changed
         fault = self.fault(name, hashed=True)
         return fault and f"it {fault}"
@@ -172,6 +172,26 @@ class Products:
         *identity* is what products that need this one compare: a new one, if it is not given.
         Raises LabError for a name that leads out of the folder, or is that of no product.
         """
+        self._move(name, written)
+        stamp = Stamp(
+            name=name,
+            id=identity or uuid.uuid4().hex,
+            decided_by=decision,
+            files=self._marks(name),
+            finished=datetime.now().isoformat(timespec="microseconds"),
+            machine=machine_name(),
+            **facts,
+        )
+        return self._write(stamp)
+
+    def take(self, stamp: Stamp, written: Path) -> Stamp:
+        """Moves *written*, which another run has made and stamped, into its place; its stamp, with
+        the marks that the files have here.
+        """
+        self._move(stamp.name, written)
+        return self._write(replace(stamp, files=self._marks(stamp.name)))
+
+    def _move(self, name: str, written: Path) -> None:
         check_name(name)
         own(self.folder)
         target, old = self.folder / name, self.folder / f".{name.replace('/', '-')}.old"
@@ -181,17 +201,9 @@ class Products:
             target.rename(old)
         written.rename(target)
         remove(old, inside=self.folder)
-        marks = {part: _mark(path) for part, path in files_of(target).items()}
-        stamp = Stamp(
-            name=name,
-            id=identity or uuid.uuid4().hex,
-            decided_by=decision,
-            files=marks,
-            finished=datetime.now().isoformat(timespec="microseconds"),
-            machine=machine_name(),
-            **facts,
-        )
-        return self._write(stamp)
+
+    def _marks(self, name: str) -> dict[str, FileMark]:
+        return {part: _mark(path) for part, path in files_of(self.folder / name).items()}
 
     def serve(self, name: str, origin: tuple[str, ...]) -> Stamp:
         """The stamp of *name*, which stays the same product and now serves *origin*, too.
@@ -302,13 +314,13 @@ def _without_places(value: object, names: dict[str, str]) -> object:
     return value
 
 
-def _first_difference(old: object, new: object, place: str = "") -> str:
+def first_difference(old: object, new: object, place: str = "") -> str:
     """Where two trees of plain values differ first, in words; "" where they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*new, *(key for key in old if key not in new)]:
             here = f"{place}.{key}".lstrip(".")
             if key in old and key in new:
-                if found := _first_difference(old[key], new[key], here):
+                if found := first_difference(old[key], new[key], here):
                     return found
             else:
                 return f"{here} is {'new' if key in new else 'gone'}"

@@ -30,7 +30,7 @@ def read_state(path: Path, kind):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             raise ValueError("it is no file, or a large one")
-        return _adapter(kind).validate_json(path.read_bytes())
+        return parse_state(path.read_bytes(), kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LabError) as error:  # pydantic's is a ValueError
@@ -46,6 +46,11 @@ def read_state(path: Path, kind):
             if len(_told) <= NAMED + 1:
                 print(said, file=sys.stderr)
         return None
+
+
+def parse_state(text: bytes, kind):
+    """What the JSON *text* holds, as *kind*; ValueError or LabError for anything else."""
+    return _adapter(kind).validate_json(text)
 
 
 def write_state(path: Path, value) -> None:

@@ -74,7 +74,7 @@ class Records:
                 f"'{section}' cannot be the section of a figure: summary.json has something else "
                 "of that name. Take another one."
             )
-        record = self._read(lab)
+        record = self.of(lab)
         record.figures.setdefault(section, {}).update(
             {name: Measured(figure, of, machine_name()) for name, figure in figures.items()}
         )
@@ -83,7 +83,7 @@ class Records:
 
     def pass_checkpoint(self, lab: str, of: dict[str, str], number: str) -> None:
         """Notes that checkpoint *number* was passed."""
-        record = self._read(lab)
+        record = self.of(lab)
         record.checkpoints[number] = Passed(time.strftime("%Y-%m-%d %H:%M:%S"), of)
         self._write(lab, record)
 
@@ -91,7 +91,7 @@ class Records:
         """Numbers of the checkpoints that were passed in *lab*, on products that are still
         current.
         """
-        passed = self._read(lab).checkpoints
+        passed = self.of(lab).checkpoints
         return {number for number, entry in passed.items() if self._counts(entry.of)}
 
     def sections(self) -> dict[str, dict[str, Estimate]]:
@@ -100,7 +100,7 @@ class Records:
         """
         found: dict[str, dict[str, Estimate]] = {}
         for lab in (*LABS, *EXTRAS):
-            for section, row in self._read(lab).figures.items():
+            for section, row in self.of(lab).figures.items():
                 for name, one in row.items():
                     here = one.machine == machine_name() or one.figure.unit not in OF_A_MACHINE
                     if here and self._counts(one.of):
@@ -109,13 +109,14 @@ class Records:
 
     def peak_mb(self) -> dict[str, float]:
         """Lab -> the most memory in MB that its kernel had used when it last recorded a figure."""
-        found = {lab: self._read(lab).peak_rss_mb for lab in LABS}
+        found = {lab: self.of(lab).peak_rss_mb for lab in LABS}
         return {lab: mb for lab, mb in found.items() if mb}
 
     def _counts(self, of: dict[str, str]) -> bool:
         return all(self.products.identity(name) == made for name, made in of.items())
 
-    def _read(self, lab: str) -> Record:
+    def of(self, lab: str) -> Record:
+        """All that *lab* has recorded, whether it still counts or not."""
         return read_state(self.folder / f"{lab}.json", Record) or Record()
 
     def _write(self, lab: str, record: Record) -> None:

@@ -26,6 +26,11 @@ COMMANDS = {
     ),
     "status": ("say which labs are complete", "where set up"),
     "page": ("write the model as a page for a browser: [--serve] [--lan] [--port N]", "yes"),
+    "bundle": ("pack what the labs have made into one file: [--out FILE]", "yes"),
+    "catch-up": (
+        "take what the labs before NN make from a bundle: NN --from FILE_OR_ADDRESS",
+        "yes",
+    ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
@@ -61,7 +66,7 @@ def main(argv: list[str]) -> int:
 
             asks = {"-h", "--help"} & set(arguments)
             setup.enter(argv, install_first=COMMANDS[name][1] == "yes" and not asks)
-        return importlib.import_module(f"labkit.commands.{name}").main(arguments)
+        return importlib.import_module(f"labkit.commands.{name.replace('-', '_')}").main(arguments)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

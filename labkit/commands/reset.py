@@ -13,9 +13,16 @@ from labkit.profiles import ROOT, profile_name, runs_folder
 from labkit.working_copies import WorkingCopies
 
 # in a run folder, what belongs to no lab alone, and what only a whole reset takes along
-OF_ALL = ("report.html", "summary.json", "route.png", ".partial-*", "notebooks/.*.partial.ipynb")
+OF_ALL = (
+    "report.html",
+    "summary.json",
+    "route.png",
+    "bundle.tar",
+    ".partial-*",
+    "notebooks/.*.partial.ipynb",
+)
 OF_A_FOLDER = (".stamps", ".*.old", ".*.download", ".download-*", ".olive-cache", ".datasets")
-OF_A_FOLDER += (".hub", ".writable-*", ".*.new", "workflows/*.json")
+OF_A_FOLDER += (".hub", ".catch-up*", ".writable-*", ".*.new", "workflows/*.json")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,38 @@
+"""./lab bundle: a run's products in one file, for './lab catch-up'."""
+
+import argparse
+from pathlib import Path
+
+from labkit.bundles import write_bundle
+from labkit.folders import own
+from labkit.products import Products, folder_lock
+from labkit.profiles import resolve_profile, runs_folder
+from labkit.progress import Progress
+
+
+def main(arguments: list[str]) -> int:
+    """Packs the labs that have run, and says how to use the file."""
+    parser = argparse.ArgumentParser(
+        prog="./lab bundle",
+        description="Packs what the finished labs have made into one file, for './lab catch-up'.",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="instead of runs/.../bundle.tar")
+    options = parser.parse_args(arguments)
+    profile = resolve_profile()
+    folder = runs_folder() / profile.name
+    own(folder)
+    out = (options.out or folder / "bundle.tar").absolute()
+    with folder_lock(folder), Progress() as progress:
+        progress.show("pack")
+        manifest, fingerprint = write_bundle(Products(folder), profile, out)
+        labs = sorted({stamp.lab for stamp in manifest.stamps})
+        mb = out.stat().st_size / 1e6
+        progress.line(
+            f"{out}: labs {labs[0]} to {labs[-1]}, {mb:,.0f} MB, fingerprint {fingerprint}"
+        )
+    last = f"{int(labs[-1]) + 1:02}" if labs[-1] < "06" else "06"
+    print(
+        "Put it where others reach it by https, or on a stick, and tell them:\n"
+        f"  ./lab catch-up {last} --from FILE_OR_ADDRESS --fingerprint {fingerprint}"
+    )
+    return 0

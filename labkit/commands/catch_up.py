@@ -1,0 +1,136 @@
+"""./lab catch-up: what the labs before one have made, from a bundle of somebody else's run."""
+
+import argparse
+import contextlib
+import hashlib
+import shutil
+from pathlib import Path
+
+from labkit.bundles import BundleError, take_bundle
+from labkit.commands import lab_number
+from labkit.course import notebook_path
+from labkit.errors import LabError, disk_is_full, network_reason, plain
+from labkit.files import sha256
+from labkit.folders import own, remove
+from labkit.products import Products
+from labkit.profiles import ROOT, resolve_profile, runs_folder
+from labkit.progress import Progress, report
+
+TRIES, QUIET = 5, 30  # how often a download goes on, and after how many seconds of silence
+CHUNK = 2**16  # bytes; what has come of the last one is lost where a download breaks off
+
+
+def main(arguments: list[str]) -> int:
+    """Takes the products of the labs before one from a bundle."""
+    parser = argparse.ArgumentParser(
+        prog="./lab catch-up",
+        description="Takes all that the labs before lab NN make from a file of './lab bundle'.",
+    )
+    parser.add_argument("number", metavar="NN", type=lab_number, help="the lab to go on with")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE_OR_ADDRESS", required=True, help="the bundle"
+    )
+    parser.add_argument(
+        "--fingerprint", default="", metavar="HEX", help="what './lab bundle' printed: is it that?"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="give up what was made here in another way"
+    )
+    options = parser.parse_args(arguments)
+    if options.number == "01":
+        raise LabError("there is nothing to catch up with before lab 01. Open it.")
+    profile = resolve_profile()
+    folder = runs_folder() / profile.name
+    own(folder)
+    with Progress() as progress:
+        progress.show("fetch the bundle")
+        is_remote = options.source.startswith(("http://", "https://"))
+        bundle = _fetch(options.source, folder) if is_remote else Path(options.source).expanduser()
+        if not bundle.is_file():
+            raise LabError(
+                f"there is no file {bundle}. Name that of './lab bundle', or its https address."
+            )
+        progress.show("check and unpack")
+        origin = (profile.model, sha256(Path(profile.data)))
+        try:
+            taken = take_bundle(
+                bundle,
+                options.number,
+                Products(folder),
+                profile,
+                origin,
+                fingerprint=options.fingerprint,
+                replace=options.replace,
+            )
+        except BundleError:
+            if is_remote:
+                remove(bundle, inside=folder)
+            raise
+        if is_remote:
+            remove(bundle, inside=folder)
+        progress.line("")
+    mb = sum(stamp.mb for stamp in taken)
+    print(
+        f"all that the labs before {options.number} make is in {folder}: {len(taken)} products, "
+        f"{mb:,.0f} MB. Go on with {notebook_path(options.number).relative_to(ROOT)}; in a "
+        "notebook that is open, restart the kernel."
+    )
+    return 0
+
+
+def _fetch(address: str, folder: Path) -> Path:
+    """The file of that *address*, in *folder*; a download that broke off goes on there."""
+    import requests
+
+    part = folder / f".catch-up-{hashlib.sha256(address.encode()).hexdigest()[:12]}.part"
+    error = None
+    for _ in range(TRIES):
+        try:
+            if _went_on(requests, address, part):
+                return part
+        except requests.RequestException as one:
+            error = one
+        except OSError as one:
+            if disk_is_full(one):
+                remove(part, inside=folder)  # else it keeps the disk full
+            raise
+    raise LabError(
+        f"the bundle could not be fetched ({network_reason(error) or type(error).__name__}). Run "
+        "this again: it goes on where it was. Or ask for the bundle on a stick."
+    ) from error
+
+
+def _went_on(requests, address: str, part: Path) -> bool:
+    """Whether the rest of the file is there now."""
+    have = part.stat().st_size if part.is_file() and not part.is_symlink() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    with requests.get(address, headers=headers, stream=True, timeout=QUIET) as answer:
+        if answer.status_code == 416:  # there is no rest
+            return True
+        if answer.status_code not in (200, 206):
+            raise LabError(
+                f"the bundle could not be fetched: the server answers {answer.status_code} "
+                f"{plain(answer.reason or '')}. Check the address; a signed one may have expired."
+            )
+        if answer.status_code == 200:  # from its start
+            have = 0
+        size = have + int(answer.headers.get("Content-Length") or 0)
+        free = shutil.disk_usage(part.parent).free
+        if size == have or 2 * size - have > free:  # once as a file, once unpacked
+            raise LabError(
+                "the bundle was not fetched: "
+                + (
+                    "the server does not say how large it is. Ask for another address."
+                    if size == have
+                    else f"it has {size / 1e6:,.0f} MB and needs twice that; {part.parent} has "
+                    f"{free / 1e6:,.0f} MB free. Set LAB_RUNS to a folder on a larger disk."
+                )
+            )
+        with open(part, "ab" if have else "wb") as file, contextlib.closing(answer):
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                report("MB", have / 1e6, size / 1e6)
+                if have > size:
+                    break
+    return have >= size
