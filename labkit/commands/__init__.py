@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     name, *arguments = argv or ["help"]
     if name in ("help", "-h", "--help"):
         print("usage: ./lab COMMAND [options]\n")
-        print("\n".join(f"  {command:8}{line}" for command, (line, _) in COMMANDS.items()))
+        print("\n".join(f"  {command:9}{line}" for command, (line, _) in COMMANDS.items()))
         return 0
     if name not in COMMANDS:
         print(
