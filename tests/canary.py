@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-QUESTIONS, LENGTH = 10, 160  # of the prompt and the answer together, in tokens
+QUESTIONS, LENGTH = 10, 120  # of the prompt and the answer together, in tokens
 
 
 def answers(run: Path) -> dict:
@@ -25,7 +25,9 @@ def answers(run: Path) -> dict:
     model = og.Model(str(run / "onnx"))
     tokenizer = og.Tokenizer(model)
     rows = (run / "heldout.jsonl").read_text().splitlines()[:QUESTIONS]
-    files = {path.parent.name: path for path in sorted(run.glob("onnx*/*.onnx_adapter"))}
+    files = {
+        path.stem: path for path in (*run.glob("onnx/*.onnx_adapter"), *run.glob("*.onnx_adapter"))
+    }
     adapters = og.Adapters(model)
     for name, path in files.items():
         adapters.load(str(path), name)
