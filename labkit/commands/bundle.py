@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from labkit.bundles import write_bundle
+from labkit.course import LABS
 from labkit.folders import own
 from labkit.products import Products, folder_lock
 from labkit.profiles import resolve_profile, runs_folder
@@ -30,9 +31,10 @@ def main(arguments: list[str]) -> int:
         progress.line(
             f"{out}: labs {labs[0]} to {labs[-1]}, {mb:,.0f} MB, fingerprint {fingerprint}"
         )
-    last = f"{int(labs[-1]) + 1:02}" if labs[-1] < "06" else "06"
+    last = f"{min(int(labs[-1]) + 1, int(max(LABS))):02}"
     print(
         "Put it where others reach it by https, or on a stick, and tell them:\n"
-        f"  ./lab catch-up {last} --from FILE_OR_ADDRESS --fingerprint {fingerprint}"
+        f"  ./lab catch-up NN --from FILE_OR_ADDRESS --fingerprint {fingerprint}\n"
+        f"NN is the lab that they go on with, 02 to {last}."
     )
     return 0
