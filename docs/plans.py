@@ -1,0 +1,150 @@
+"""The plans of INSTRUCTORS.md, from the measured times: python docs/plans.py --write
+
+A lab's cells run while you tell what they do, so a lab takes the longer of the two. Who steps
+through it reads, runs, and reads on: that adds up. Exercises come on top. Times of cells are those of data/seconds.json, of reading and exercises those of
+the notebooks' first cells. tests/test_plans.py fails where the page is older than these.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "INSTRUCTORS.md"
+BEGIN, END = "<!-- plans -->\n", "<!-- /plans -->\n"
+SECONDS = json.loads((ROOT / "data" / "seconds.json").read_text())["cpu"]
+RUN = SECONDS["labs"] | SECONDS["extras"]  # lab -> seconds
+SLOWER = 14 / 8.8  # a machine without bfloat16 beside that of the table, six labs (README)
+
+# lab -> what is said while its cells run, where rooms get stuck, what is left out when late
+NOTES = {
+    "01": (
+        "Why on the device at all; the four prompts, and what a base model of this size cannot do",
+        "a kernel that is not `.venv`'s; a clone on a network drive",
+        "exercise 1.1; step 4 is three sentences: related questions stay on one side",
+    ),
+    "02": (
+        "Sixteen lines, groups of 32, and why one loud channel decides; predict the size first",
+        "whether 0.1 nats are much: point at the interval",
+        "steps 2 and 4; go from step 1 to step 5",
+    ),
+    "03": (
+        "LoRA by the picture of step 2; the live loss: when is it flat, and why train on 4 bits?",
+        "the training takes longest of all: nobody starts it twice",
+        "step 5's tone adapter runs on while lab 04 is told; exercise 3.1",
+    ),
+    "04": (
+        "One graph, the adapter apart; read one block of the picture from below",
+        "expecting a smaller file than lab 02's: the head has 8 bits",
+        "step 5; exercise 4.1",
+    ),
+    "05": (
+        "Predict who is faster and by how much; then the chat box, one question of the room",
+        "a busy machine: nothing else may run in step 4",
+        "step 5; the 45 answers of step 3 can run on behind the chat",
+    ),
+    "06": (
+        "What a colleague needs to trust a file: name, version, hash. The closing answer",
+        "no workspace: it rehearses in a folder, which is meant so",
+        "step 6",
+    ),
+    "08": ("Forty phones, one model in memory: predict the latency of the tenth", "", ""),
+    "12": ("32 ways to build it: which limits would you set?", "", ""),
+}
+
+
+@dataclass
+class Row:
+    lab: str
+    told: float | None = None  # minutes of an instructor's talk; None: attendees read
+    exercises: bool = False
+
+    def minutes(self, slower: float = 1.0) -> float:
+        read, exercises = times_of(self.lab)
+        run = slower * RUN[self.lab] / 60
+        whole = read + run if self.told is None else max(self.told, run)
+        return whole + self.exercises * exercises
+
+
+# minutes -> what happens: the instructor alone; attendees with some; with all exercises
+PLANS = {
+    35: [Row("01", 5), Row("02", 5), Row("03", 7), Row("04", 5), Row("05", 7), Row("06", 3)],
+    90: [Row("01"), Row("02", None, True), Row("03", None, True), Row("04"), Row("05"), Row("06")],
+    180: [
+        *(Row(lab, None, True) for lab in ("01", "02", "03", "04", "05", "06")),
+        Row("08", None, True),
+        Row("12", None, True),
+    ],
+}
+TOLD = {
+    35: "You alone, on a projector, the cells of each lab started at its beginning (Run All).",
+    90: "Attendees read and run; the exercises of labs 02 and 03.",
+    180: "Attendees read and run, with all exercises, 15 minutes of break after lab 03, and two "
+    "extras.",
+}
+BREAKS = {180: {"03": 15.0}}
+
+
+def notebook(lab: str) -> Path:
+    return next(ROOT.glob(f"notebooks/**/{lab}_*.ipynb"))
+
+
+def times_of(lab: str) -> tuple[float, float]:
+    """Minutes of reading and of the exercises of a lab, as its first cell says them."""
+    first = "".join(json.loads(notebook(lab).read_text(encoding="utf-8"))["cells"][0]["source"])
+    read = re.search(r"read (\d+) min", first)
+    exercises = re.search(r"exercises? (\d+) min", first)
+    return float(read[1]), float(exercises[1])
+
+
+def clock(minutes: float) -> str:
+    return f"{round(minutes) // 60}:{round(minutes) % 60:02}"
+
+
+def length(plan: int, slower: float = 1.0) -> float:
+    """Minutes that a plan takes."""
+    breaks = sum(BREAKS.get(plan, {}).values())
+    return sum(row.minutes(slower) for row in PLANS[plan]) + breaks
+
+
+def table(plan: int) -> str:
+    lines = [
+        f"### {plan} minutes\n",
+        f"{TOLD[plan]} {length(plan):.0f} minutes on the machine of the table, "
+        f"{length(plan, SLOWER):.0f} where the processor has no bfloat16.\n",
+        "| from | lab | cells run | while they run | where rooms get stuck | when late, skip |",
+        "|---|---|---|---|---|---|",
+    ]
+    at = 0.0
+    for row in PLANS[plan]:
+        says, stuck, skip = NOTES[row.lab]
+        name = notebook(row.lab).stem.replace("_", " ") + ", exercises" * row.exercises
+        lines.append(
+            f"| {clock(at)} | {name} | {RUN[row.lab] / 60:.1f} min | {says} | {stuck} | {skip} |"
+        )
+        at += row.minutes()
+        if rest := BREAKS.get(plan, {}).get(row.lab):
+            lines.append(f"| {clock(at)} | break | {rest:.0f} min | | | |")
+            at += rest
+    return "\n".join([*lines, f"| {clock(at)} | questions | | | | |\n"])
+
+
+def text() -> str:
+    return "\n".join(map(table, PLANS))
+
+
+def main() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    whole = before + BEGIN + text() + END + after
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(whole, encoding="utf-8")
+    elif whole != page:
+        sys.exit("docs/INSTRUCTORS.md is older than the times: python docs/plans.py --write")
+
+
+if __name__ == "__main__":
+    main()
