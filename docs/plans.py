@@ -1,8 +1,9 @@
 """The plans of INSTRUCTORS.md, from the measured times: python docs/plans.py --write
 
 A lab's cells run while you tell what they do, so a lab takes the longer of the two. Who steps
-through it reads, runs, and reads on: that adds up. Exercises come on top. Times of cells are those of data/seconds.json, of reading and exercises those of
-the notebooks' first cells. tests/test_plans.py fails where the page is older than these.
+through it reads, runs, and reads on: that adds up. Exercises come on top. Times of cells are those
+of data/seconds.json, of reading and exercises those of the notebooks' first cells.
+tests/test_plans.py fails where the page is older than these.
 """
 
 import json
