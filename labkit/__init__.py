@@ -35,6 +35,7 @@ _HOME = {
     "dir_mb": "files",
     "olive_passes": "passes",
     "unpack_awq": "passes.awq",
+    "unpack_olive": "packed",
     "load_adapter": "weights",
     "extra_packages": "extras",
     "bake_adapter": "passes.adapters",

@@ -16,6 +16,7 @@ from olive.search.search_parameter import Categorical
 
 from labkit.errors import LabError
 from labkit.grid import BITS, tensors_of
+from labkit.packed import not_whole, write_dense
 from labkit.settings import CONFIG, carry_settings
 from labkit.tokenizer import load_tokenizer
 
@@ -92,7 +93,7 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     """
     import torch
     from awq.utils.packing_utils import dequantize_gemm
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(awq_dir, trust_remote_code=False)
     group_size = config.quantization_config["group_size"]
@@ -104,30 +105,12 @@ def unpack_awq(awq_dir: Path, out: Path) -> None:
     for layer in layers:
         names = [f"{layer}.{part}" for part in ("qweight", "qzeros", "scales")]
         if lost := [name for name in names if name not in tensors]:
-            raise _not_whole(awq_dir, lost, [])
+            raise not_whole(awq_dir, lost, [])
         parts = [tensors.pop(name) for name in names]
         weight = dequantize_gemm(*(part.to(device) for part in parts), BITS, group_size)
         dense[f"{layer}.weight"] = weight.t().contiguous().cpu()
     dense |= {name: tensor.half() for name, tensor in tensors.items()}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float16, trust_remote_code=False
-        )
-    missing, unexpected = model.load_state_dict(dense, strict=False, assign=True)
-    # a head that is the embedding is stored once
-    if unexpected or set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
-        raise _not_whole(awq_dir, missing, unexpected)
-    model.tie_weights()
-    model.save_pretrained(out)
-    carry_settings(awq_dir, out, quantization_config=None)
-    load_tokenizer(awq_dir).save_pretrained(out)
-
-
-def _not_whole(folder: Path, missing: list[str], unexpected: list[str]) -> LabError:
-    return LabError(
-        f"{folder} does not hold the whole model (missing {missing[:3]}, "
-        f"unknown {unexpected[:3]}): run lab 02 again."
-    )
+    write_dense(dense, config, awq_dir, out)
 
 
 class AwqQuantizer(Pass):

@@ -13,7 +13,9 @@ from olive.search.search_parameter import Categorical
 from onnx import TensorProto
 from onnxruntime_genai.models.builder import Model
 
-from labkit.grid import BITS, pack_onnx, round_to_grid
+from labkit.errors import LabError
+from labkit.grid import BITS, Grid, pack_onnx, round_to_grid
+from labkit.packed import PackedLayers
 from labkit.passes.awq import GROUP_SIZE
 from labkit.progress import report
 from labkit.settings import carry_settings
@@ -23,7 +25,8 @@ class LoraModelBuilder(ModelBuilder):
     """Olive's ModelBuilder, for int4 with asymmetric groups, with nine things put right.
 
     A layer is rounded when the builder reads it, on the grid that AWQ has, or on a symmetric one;
-    in groups of the size that the model says, if `int4_block_size` is not given. The builder
+    in groups of the size that the model says, if `int4_block_size` is not given. Or it keeps the
+    `integers` of a packed checkpoint, of 4 or 8 bits, whose weights the model holds. The builder
     itself writes every weight in float first (for Phi-3.5-mini on a CPU 14 GB) and rounds them at
     the end, one by one in numpy.
 
@@ -63,6 +66,9 @@ class LoraModelBuilder(ModelBuilder):
         config = super()._default_config(accelerator_spec)
         config["int4_accuracy_level"].search_defaults = Categorical([1, 4])
         config["int4_block_size"].search_defaults = None  # the model says it, or the workflow
+        config["integers"] = PassConfigParam(
+            type_=str, description="Folder of the packed checkpoint that the model was made from."
+        )
         return config
 
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str):
@@ -79,7 +85,8 @@ class LoraModelBuilder(ModelBuilder):
         # the builder cuts fused layers into new ones, whose random first weights nobody reads
         # (8 s for each 10**9 on a CPU)
         no_start = mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None)
-        with mock.patch.multiple(Model, **HOOKS), no_start:
+        packed = PackedLayers(Path(config.integers)) if config.integers else None
+        with mock.patch.multiple(Model, packed=packed, create=True, **HOOKS), no_start:
             built = super()._run_for_config(model, config, output_model_path)
         carry_settings(Path(model.model_name_or_path), Path(built.model_path).parent)
         return built
@@ -117,21 +124,37 @@ def _default(weight: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(default=SimpleNamespace(weight=weight))
 
 
-def _packed(weight: torch.Tensor, group_size: int, *, symmetric: bool) -> SimpleNamespace:
-    """*weight* [out, in] on the grid, as the builder takes a layer that is quantized already."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    grid = round_to_grid(weight.detach().to(device), group_size, symmetric=symmetric)
+def _packed(grid: Grid, bits: int = BITS, *, symmetric: bool = False) -> SimpleNamespace:
+    """*grid* as the builder takes a layer that is quantized already."""
+    pack = pack_onnx if bits == BITS else _bytes
+    rows, groups, size = grid.integers.shape
     return SimpleNamespace(
-        qweight=pack_onnx(grid.integers).cpu(),
+        qweight=pack(grid.integers).cpu(),
         scales=grid.scales.squeeze(-1).cpu(),
-        # without, ONNX Runtime takes 8, the symmetric one's
-        qzeros=None if symmetric else pack_onnx(grid.zeros.squeeze(-1)).cpu(),
+        # without, ONNX Runtime takes the middle one, the symmetric one's
+        qzeros=None if symmetric else pack(grid.zeros.squeeze(-1)).cpu(),
         g_idx=None,
-        bits=BITS,
-        group_size=group_size,
-        in_features=weight.shape[1],
-        out_features=weight.shape[0],
+        bits=bits,
+        group_size=size,
+        in_features=groups * size,
+        out_features=rows,
     )
+
+
+def _bytes(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers.to(torch.uint8)
+
+
+def _kept(packed: PackedLayers, node: str, weight: torch.Tensor) -> SimpleNamespace:
+    """The integers behind *node*, which stand for *weight*; LabError where they do not."""
+    grid, bits = packed.behind(node)
+    difference = (grid.values() - weight.detach().float().cpu()).norm() / weight.float().norm()
+    if not difference < 0.01:  # float16 rounds by less
+        raise LabError(
+            f"the integers in {packed.folder} are not those of the model: the weights of {node} "
+            f"differ by {difference:.0%}. Build from the checkpoint that was unpacked from them."
+        )
+    return _packed(grid, bits)
 
 
 def _init(self, config, *args, make=Model.__init__):
@@ -177,8 +200,13 @@ def _make_packed_matmul_float_class(self, q, k, v):
 
 def _make_matmul_int4(self, matmul, basename, root_input, make=Model.make_matmul_int4, **kwargs):
     if "/layers." in basename and "/lora_" not in basename:
-        symmetric = self.quant_attrs["int4"]["is_symmetric"]
-        matmul = _packed(matmul.weight, self.int4_block_size, symmetric=symmetric)
+        if self.packed:
+            matmul = _kept(self.packed, basename, matmul.weight)
+        else:
+            symmetric = self.quant_attrs["int4"]["is_symmetric"]
+            weight = matmul.weight.detach().to("cuda" if torch.cuda.is_available() else "cpu")
+            grid = round_to_grid(weight, self.int4_block_size, symmetric=symmetric)
+            matmul = _packed(grid, symmetric=symmetric)
     return make(self, matmul, basename, root_input, **kwargs)
 
 

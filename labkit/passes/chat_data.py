@@ -4,6 +4,7 @@ Olive's own pre-processing writes a start token, a space and an end token around
 takes a chat template for a path. Its loader reads "[" and "::" in a path as patterns.
 """
 
+import json
 from pathlib import Path
 
 from olive.data.constants import IGNORE_INDEX
@@ -35,3 +36,17 @@ def lab_chat_ids(
         labels = [IGNORE_INDEX] * start + ids[start:]
         rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
     return rows
+
+
+@Registry.register_dataset("lab_calibration")
+def lab_calibration(*, path: str, **_) -> list[tuple[dict, int]]:
+    """What a pass of Olive calibrates on: the token ids in the file *path*, as AwqQuantizer reads
+    them, one record a batch; Olive's loader wants a label beside each.
+    """
+    import torch
+
+    rows = [json.loads(line)["token_ids"] for line in Path(path).read_text().splitlines()]
+    return [
+        ({"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=int)}, 0)
+        for ids in rows
+    ]

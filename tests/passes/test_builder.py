@@ -49,7 +49,8 @@ def test_without_an_adapter_there_is_none():
 def test_packed_weights_are_those_of_the_grid(groups):
     torch.manual_seed(0)
     weight = torch.randn(5, 16 * groups)
-    packed, grid = _packed(weight, 16, symmetric=False), round_to_grid(weight, 16)
+    grid = round_to_grid(weight, 16)
+    packed = _packed(grid)
     assert packed.qweight.shape == (5, groups, 8) and packed.qzeros.shape == (
         5,
         groups // 2 + groups % 2,
@@ -61,6 +62,7 @@ def test_packed_weights_are_those_of_the_grid(groups):
 
 def test_a_symmetric_grid_stores_no_zero_points():
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    packed, grid = _packed(weight, 16, symmetric=True), round_to_grid(weight, 16, symmetric=True)
+    grid = round_to_grid(weight, 16, symmetric=True)
+    packed = _packed(grid, symmetric=True)
     assert packed.qzeros is None and (grid.zeros == 8).all()
     assert torch.equal(unpack_onnx(packed.qweight), grid.integers)
