@@ -89,6 +89,13 @@ EXTRAS = {
         needs=("base", "calibration.jsonl", "heldout.jsonl"),
         makes=("search-calibration.jsonl", "searched.json", "searched.zip"),
     ),
+    "13": Entry(
+        "quantizers",
+        needs=("base", "base-losses.json", "train.jsonl", "heldout.jsonl")
+        + ("calibration.jsonl", "awq", "awq-dense"),
+        makes=("rtn", "rtn-dense", "mixed", "mixed-dense")
+        + ("onnx-rtn", "onnx-awq", "onnx-mixed", "lora-mixed"),
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

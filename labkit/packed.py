@@ -76,9 +76,7 @@ def unpack_olive(packed: Path, out: Path) -> None:
     dense = {f"{name}.weight": layers.grid(name).values().half() for name in layers.names}
     parts = ("qweight", "qzeros", "scales")
     dense |= {
-        name: tensor.half()
-        for name, tensor in layers.tensors.items()
-        if not name.endswith(parts)
+        name: tensor.half() for name, tensor in layers.tensors.items() if not name.endswith(parts)
     }
     write_dense(dense, config, packed, out)
 

@@ -22,6 +22,7 @@ SLOTS = {
     "quantize": {"model": Path("base"), "calibration": Path("calibration.jsonl")},
     "finetune": {"model": "awq-dense", "train": "train.jsonl", "heldout": "h.jsonl", "steps": 10},
     "optimize": {"model": "awq-dense", "adapter": "lora", "tied": True},
+    "quantizers": {"model": Path("base"), "calibration": "c.jsonl"},
     "search": {"model": Path("base"), "tied": True, "calibration": "c.jsonl", "seed": 7}
     | {"heldout": "h.jsonl", "script": "s.py", "names": ["n"], "shapes": [[1]], "types": ["t"]}
     | {"most_perplexity": 99.0, "most_ms": 9, "most_bytes": 9e7, "tries": 5},
