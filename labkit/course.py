@@ -93,7 +93,7 @@ EXTRAS = {
         "quantizers",
         needs=("base", "base-losses.json", "train.jsonl", "heldout.jsonl")
         + ("calibration.jsonl", "awq", "awq-dense"),
-        makes=("rtn", "rtn-dense", "mixed", "mixed-dense")
+        makes=("sensitivity.json", "rtn", "rtn-dense", "mixed", "mixed-dense")
         + ("onnx-rtn", "onnx-awq", "onnx-mixed", "lora-mixed"),
     ),
 }

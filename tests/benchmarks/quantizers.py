@@ -3,7 +3,8 @@
     python tests/benchmarks/quantizers.py          # after './lab run', on a quiet machine
 
 The functions are those of the notebook: its cells are run as they are, down to where the stored
-figures are read. What was made is kept, so that a run that was stopped goes on.
+figures are read. What was made is kept, so that a run that was stopped goes on. Names of variants
+as arguments: these alone.
 """
 
 import json
@@ -90,6 +91,7 @@ def main() -> None:
     started = time.perf_counter()
     names = notebook_names()
     lab, variants, graphs = names["lab"], {}, {}
+    wanted = sys.argv[1:] or LABELS
     about = machine() | {
         "model": lab.profile.model,
         "tokens": [len(row) for row in names["base_losses"]],
@@ -98,34 +100,29 @@ def main() -> None:
     }
 
     def note(name: str, folder: Path, seconds: float, **more) -> None:
-        graphs[name] = folder
         losses = names["losses"].get(name) or names["losses_of"](folder)
-        one = {"label": LABELS[name], "losses": mean_of(losses), "seconds": seconds}
-        variants[name] = one | {"mb": names["graph_mb"](folder), **more}
-        write()
-
-    def write() -> None:
-        about["seconds"] = time.perf_counter() - started
-        write_json(STORED, {"about": about, "variants": variants})
-        print(f"{about['seconds']:.0f} s", list(variants), flush=True)
+        one = {"label": LABELS[name], "seconds": seconds, "mb": names["graph_mb"](folder)}
+        variants[name], graphs[name] = one | more | {"losses": mean_of(losses)}, folder
+        print(f"{time.perf_counter() - started:.0f} s: {name}", flush=True)
 
     for name, recipe in recipes(names).items():
-        if name != "awq":
+        if name not in wanted:
+            continue
+        if name != "awq":  # lab 02 has made that one
             names["quantize"](name, recipe)
         folder, seconds = names["build"](name), lab.products.stamp(name).seconds
-        more = {"eight": sorted(recipe["passes"].get("rtn", {}).get("overrides", {}))}
-        note(name, folder, seconds, again=names["found_again"](name), **more)
-    folder, seconds = builder_alone(names)
-    note("builder", folder, seconds, peft="no checkpoint", training=None)
+        before, after = names["trained_losses"](name)
+        training = {"before": mean_of(before), "after": mean_of(after)}
+        tried = {"peft": names["peft_on"](lab.path(name)), "again": names["found_again"](name)}
+        eight = sorted(recipe["passes"].get("rtn", {}).get("overrides", {}))
+        note(name, folder, seconds, **tried, training=training, eight=eight)
+    if "builder" in wanted:
+        folder, seconds = builder_alone(names)
+        note("builder", folder, seconds, peft="no checkpoint", training=None)
     for name, speed in names["token_times"](graphs).items():
         variants[name]["speed"] = speed.as_dict()
-    for name in variants:
-        if name != "builder":
-            before, after = names["trained_losses"](name)
-            more = {"before": mean_of(before), "after": mean_of(after)}
-            variants[name] |= {"training": more, "peft": names["peft_on"](lab.path(name))}
-            write()
-    print(json.dumps({name: one["label"] for name, one in variants.items()}))
+    about["seconds"] = time.perf_counter() - started
+    write_json(STORED, {"about": about, "variants": variants})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Olive's quantizers on tiny models: their integers unpacked, and kept up to the graph."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,14 @@ import torch
 from olive.common.quant.nn import QuantLinear
 from olive.model import HfModelHandler
 from onnx import numpy_helper
+from peft import LoraConfig, get_peft_model
 from samples import CPU
 from transformers import AutoModelForCausalLM
 
 import labkit
 from labkit.errors import LabError
 from labkit.packed import PackedLayers
+from labkit.passes.builder import _kept
 from labkit.session import Lab
 
 LAYER = "model.layers.{}.mlp.{}"
@@ -65,15 +66,18 @@ def test_unpacked_weights_are_those_of_olive_s_own_layers(packed, tmp_path):
     )
 
 
-def test_the_graph_holds_the_very_integers_with_an_adapter_or_without(packed, tmp_path, runs):
+def graph_of(packed: Path, tmp_path: Path, adapter: Path | None = None) -> Path:
     labkit.unpack_olive(packed, tmp_path / "dense")
-    recipe = Lab("13", CPU).workflow(
-        "optimize", model=tmp_path / "dense", adapter=None, tied=False
-    )
-    del recipe["passes"]["extract"]
+    places = {"model": tmp_path / "dense", "adapter": adapter}
+    recipe = Lab("13", CPU).workflow("optimize", tied=False, **places)
+    if not adapter:
+        del recipe["passes"]["extract"]
     recipe["passes"]["capture"]["integers"] = str(packed)
-    out, layers = run(recipe, tmp_path / "onnx"), PackedLayers(packed)
-    graph = onnx.load(out / "model.onnx").graph
+    return run(recipe, tmp_path / "onnx")
+
+
+def assert_same_integers(folder: Path, packed: Path) -> None:
+    graph, layers = onnx.load(folder / "model.onnx").graph, PackedLayers(packed)
     weights = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     nodes = [n for n in graph.node if n.op_type == "MatMulNBits" and "/layers." in n.name]
     assert len(nodes) == 4 * 2
@@ -85,27 +89,42 @@ def test_the_graph_holds_the_very_integers_with_an_adapter_or_without(packed, tm
         if bits == 4:
             found = np.stack([found & 15, found >> 4], -1).reshape(*found.shape[:2], -1)
         assert np.array_equal(found, grid.integers.numpy())
-    ids = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(2)).tolist()
+
+
+IDS = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(2)).tolist()
+
+
+def test_the_graph_holds_the_very_integers(packed, tmp_path, runs):
+    out = graph_of(packed, tmp_path)
+    assert_same_integers(out, packed)
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32).eval()
-    difference = labkit.OnnxLogits(out)(ids) - labkit.torch_logits(dense)(ids)
+    difference = labkit.OnnxLogits(out)(IDS) - labkit.torch_logits(dense)(IDS)
     assert difference.abs().max() < 0.2  # activations in 8 bits, and the head
 
 
+def test_an_adapter_stands_beside_the_very_integers(tiny, tmp_path, runs):
+    packed = quantized("kquant", tiny, tmp_path / "packed", overrides={EIGHT: {"bits": 8}})
+    labkit.unpack_olive(packed, tmp_path / "first")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "first", dtype=torch.float32)
+    lora = LoraConfig(r=4, lora_alpha=40, target_modules=["q_proj"], init_lora_weights=False)
+    tuned = get_peft_model(dense, lora).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    out = graph_of(packed, tmp_path, tmp_path / "adapter")
+    assert_same_integers(out, packed)
+    plain = labkit.OnnxLogits(out)
+    adapted = plain.using(out / "adapter_weights.onnx_adapter")
+    wanted = labkit.torch_logits(tuned)(IDS)
+    near, far = ((one(IDS) - wanted).abs().max() for one in (adapted, plain))
+    assert near < 0.2 and near < far / 3
+
+
 def test_integers_of_another_model_are_refused(tiny, tmp_path, runs):
-    folder = quantized("rtn", tiny, tmp_path / "packed")
-    recipe = Lab("13", CPU).workflow("optimize", model=tiny, adapter=None, tied=False)
-    del recipe["passes"]["extract"]
-    changed = tmp_path / "changed"
-    shutil.copytree(folder, changed)
-    model = AutoModelForCausalLM.from_pretrained(tiny)
-    torch.nn.init.normal_(model.model.layers[1].mlp.up_proj.weight)
-    model.save_pretrained(tmp_path / "other")
-    labkit.carry_settings(tiny, tmp_path / "other")
-    labkit.load_tokenizer(tiny).save_pretrained(tmp_path / "other")
-    recipe["input_model"]["model_path"] = str(tmp_path / "other")
-    recipe["passes"]["capture"]["integers"] = str(changed)
-    with pytest.raises(AssertionError):
-        run(recipe, tmp_path / "onnx")
+    layers = PackedLayers(quantized("rtn", tiny, tmp_path / "packed"))
+    node, name = "/model/layers.0/mlp/down_proj/MatMul", LAYER.format(0, "down_proj")
+    weight = layers.grid(name).values()
+    assert _kept(layers, node, weight.half()).bits == 4
+    with pytest.raises(LabError, match="are not those of the model: .* differ by 3%"):
+        _kept(layers, node, weight * 1.03)
 
 
 def test_joined_layers_of_4_and_8_bits_have_8_and_the_same_values(tiny, tmp_path, runs):
