@@ -7,7 +7,6 @@ figures are read. What was made is kept, so that a run that was stopped goes on.
 as arguments: these alone.
 """
 
-import json
 import os
 import random
 import sys
