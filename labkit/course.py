@@ -92,7 +92,7 @@ EXTRAS = {
     "13": Entry(
         "quantizers",
         needs=("base", "base-losses.json", "train.jsonl", "heldout.jsonl")
-        + ("calibration.jsonl", "awq", "awq-dense"),
+        + ("calibration.jsonl", "awq"),
         makes=("sensitivity.json", "rtn", "rtn-dense", "mixed", "mixed-dense")
         + ("onnx-rtn", "onnx-awq", "onnx-mixed", "lora-mixed"),
     ),

@@ -18,6 +18,7 @@ import labkit
 from labkit.errors import LabError
 from labkit.packed import PackedLayers
 from labkit.passes.builder import _kept
+from labkit.passes.chat_data import lab_calibration
 from labkit.session import Lab
 
 LAYER = "model.layers.{}.mlp.{}"
@@ -148,3 +149,12 @@ def test_what_is_no_packed_checkpoint_is_said(tiny, tmp_path, runs):
     del layers.tensors[f"{EIGHT}.scales"]
     with pytest.raises(LabError, match="does not hold the whole model"):
         layers.grid(EIGHT)
+
+
+def test_a_pass_of_olive_calibrates_on_the_very_ids(tmp_path):
+    rows = [[5, 6, 7], [8]]
+    path = tmp_path / "calibration.jsonl"
+    path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+    found = [one for one, _ in lab_calibration(path=str(path))]
+    assert [one["input_ids"].tolist() for one in found] == rows
+    assert [one["attention_mask"].tolist() for one in found] == [[1, 1, 1], [1]]
