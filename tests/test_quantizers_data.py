@@ -1,4 +1,4 @@
-"""data/quantizers.json holds every quantizer of extra 13, and its exercise can be solved."""
+"""data/quantizers.json holds every quantizer of extra 13, measured on the same records."""
 
 import json
 
@@ -42,10 +42,3 @@ def test_all_that_leave_a_checkpoint_were_trained():
             continue
         before, after = (one["training"][when] for when in ("before", "after"))
         assert len(before) == len(after) == 15 and 0 < one["again"] <= 100, name
-
-
-def test_the_exercise_can_be_solved_and_is_not_solved_as_it_stands():
-    best = min(VARIANTS, key=lambda name: minus(name, "base").mean)
-    equal = [name for name in VARIANTS if minus(name, best).low <= 0]
-    smallest = min(equal, key=lambda name: VARIANTS[name]["mb"])
-    assert VARIANTS[smallest]["mb"] < VARIANTS[best]["mb"] - 1
