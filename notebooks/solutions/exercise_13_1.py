@@ -14,13 +14,21 @@ name, mixed = layers.names[0], PackedLayers(lab.path("mixed"))
 eight = next(name for name in mixed.names if mixed.bits(name) == 8)
 weight = tensors_of(base_dir)[f"{name}.weight"].float()
 size = profile.group_size
-scales, zeros = (one[..., None].float() for one in kquant_find_qparams(weight, size, 15, 0))
-integers = ((weight.unflatten(-1, (-1, size)) / scales).round() + zeros).clamp(0, 15)
+
+
+def on_grid(scales, zeros):
+    scales, zeros = scales[..., None].float(), zeros[..., None].float()
+    lines = (weight.unflatten(-1, (-1, size)) / scales).round() + zeros
+    return Grid(lines.clamp(0, 15), scales, zeros)
+
+
+symmetric = WeightQuantizer(bits=4, symmetric=True, group_size=size)
 grids = {
     "RTN": layers.grid(name),
     "AWQ": PackedLayers(lab.path("awq")).grid(name),
+    "k-quant": on_grid(*kquant_find_qparams(weight, size, 15, 0)),
     "8 bits": mixed.grid(eight),
-    "k-quant": Grid(integers, scales, zeros),
+    "symmetric": on_grid(*symmetric.find_qparams(weight)),
 }
 said = {who: bool(comes_back(grid)) for who, grid in grids.items()}
 for who, grid in grids.items():
@@ -28,7 +36,7 @@ for who, grid in grids.items():
     print(f"{who}: {truth:.0%} of the groups come back; you say {said[who]}")
 lab.exercise(
     "13.1",
-    accepts_rtn_and_awq=said["RTN"] and said["AWQ"],
+    accepts_what_comes_back=said["RTN"] and said["AWQ"] and said["k-quant"],
     refuses_8_bits=not said["8 bits"],
-    refuses_k_quant=not said["k-quant"],
+    refuses_the_symmetric_grid=not said["symmetric"],
 )
