@@ -89,6 +89,12 @@ EXTRAS = {
         needs=("base", "calibration.jsonl", "heldout.jsonl"),
         makes=("search-calibration.jsonl", "searched.json", "searched.zip"),
     ),
+    "14": Entry(
+        "targets",
+        needs=("awq-dense", "lora", "onnx", "heldout.jsonl"),
+        makes=("target-QNN", "target-WebGpu"),
+        packages="targets",
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

@@ -18,7 +18,6 @@ from labkit.passes.awq import GROUP_SIZE
 from labkit.progress import report
 from labkit.settings import carry_settings
 
-
 # as the graph names them: q, k and v are one where the provider takes them so
 LORA_LINEARS = ("attn/qkv_proj", "attn/q_proj", "attn/k_proj", "attn/v_proj", "attn/o_proj")
 LORA_LINEARS += ("mlp/gate_up_proj", "mlp/down_proj")
