@@ -66,7 +66,7 @@ def test_the_losses_are_those_of_the_answer_and_the_cache_is_fed(program):
     assert found["likeliest"] == [[4, 5], [6]]
     assert [len(one) for one in found["losses"]] == [2, 1]
     assert found["losses"][0][0] < 0.01 and found["losses"][0][1] == pytest.approx(10, abs=0.01)
-    assert len(program.ask(session, weights, texts, limit=4, seconds=0)["answer"]) == 1
+    assert len(program.ask(session, weights, texts, limit=4, seconds=0)["answer"]) == 2
 
 
 def said(program, monkeypatch, capsys, plugin: str) -> dict:

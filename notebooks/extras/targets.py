@@ -10,6 +10,7 @@ written, of at most "limit" tokens and in some "seconds". Prints, in JSON, the d
 nodes of each provider, and what was found.
 """
 
+import copy
 import importlib
 import json
 import sys
@@ -92,23 +93,22 @@ class Reader:
 
 
 def ask(session, weights, texts, limit, seconds):
-    losses, likeliest = [], []
+    losses, likeliest, starts = [], [], []
     for ids, first in texts:
-        told = Reader(session, weights).read(ids)[first - 1 : -1]
-        losses.append(
-            [-float(row[token]) for row, token in zip(told, ids[first:], strict=True)]
-        )
+        reader = Reader(session, weights)
+        told = reader.read(ids[:first])[-1:]
+        starts.append((copy.copy(reader), told[0]))
+        if len(ids) - first > 1:
+            told = np.concatenate([told, reader.read(ids[first:-1])])
+        rows = zip(told, ids[first:], strict=True)
+        losses.append([-float(row[token]) for row, token in rows])
         likeliest.append(told.argmax(-1).tolist())
-    ids, first = texts[0]
-    reader, new, answer, started = (
-        Reader(session, weights),
-        ids[:first],
-        [],
-        time.perf_counter(),
-    )
-    while len(answer) < limit and (not answer or time.perf_counter() - started < seconds):
-        new = [int(reader.read(new)[-1].argmax())]
-        answer += new
+    reader, last = starts[0]  # as it was after the first question
+    answer, started = [int(last.argmax())], time.perf_counter()
+    while len(answer) < limit:
+        if len(answer) > 1 and time.perf_counter() - started > seconds:
+            break
+        answer.append(int(reader.read(answer[-1:])[-1].argmax()))
     taken = time.perf_counter() - started
     return {"losses": losses, "likeliest": likeliest, "answer": answer, "seconds": taken}
 

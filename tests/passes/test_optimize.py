@@ -167,6 +167,7 @@ def test_directml_gets_q_and_k_rotated_and_the_adapter_in_float(byte_tokenizer, 
     model.save_pretrained(tmp_path / "adapter")
     places = {"model": str(folder), "adapter": str(tmp_path / "adapter"), "tied": True}
     workflow = Lab("04", CPU).workflow("optimize", provider="DmlExecutionProvider", **places)
+    workflow["systems"]["local_system"]["accelerators"][0]["device"] = "gpu"
     onnx_dir = optimized(workflow, tmp_path / "onnx")
     graph = onnx.load(onnx_dir / "model.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
