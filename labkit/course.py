@@ -96,6 +96,12 @@ EXTRAS = {
         makes=("sensitivity.json", "rtn", "rtn-dense", "mixed", "mixed-dense")
         + ("onnx-rtn", "onnx-awq", "onnx-mixed", "lora-mixed"),
     ),
+    "14": Entry(
+        "targets",
+        needs=("awq-dense", "lora", "onnx", "heldout.jsonl"),
+        makes=("target-QNN", "target-WebGpu"),
+        packages="targets",
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

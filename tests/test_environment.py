@@ -42,7 +42,9 @@ def conda_lines() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", [*LOCKS, "extras-gguf.txt", "extras-serve.txt"])
+@pytest.mark.parametrize(
+    "name", [*LOCKS, "extras-gguf.txt", "extras-serve.txt", "extras-targets.txt"]
+)
 def test_every_line_is_an_exact_pin(name):
     for line in lines(name):
         assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+(  # \S.*)?", line), line

@@ -20,6 +20,10 @@ from labkit.passes.awq import GROUP_SIZE
 from labkit.progress import report
 from labkit.settings import carry_settings
 
+# as the graph names them: q, k and v are one where the provider takes them so
+LORA_LINEARS = ("attn/qkv_proj", "attn/q_proj", "attn/k_proj", "attn/v_proj", "attn/o_proj")
+LORA_LINEARS += ("mlp/gate_up_proj", "mlp/down_proj")
+
 
 class LoraModelBuilder(ModelBuilder):
     """Olive's ModelBuilder, for int4 with asymmetric groups, with nine things put right.
@@ -32,7 +36,8 @@ class LoraModelBuilder(ModelBuilder):
 
     q, k and v are one matrix product, and gate and up are one, each with one adapter of the
     summed rank: the builder does the first only without an adapter, and a token costs as many
-    small products as there are nodes.
+    small products as there are nodes. Where a provider rotates q and k before its attention
+    (DirectML) or has none of grouped queries, q, k and v stay apart.
 
     The adapter's MatMuls stay in float: rounded to int4 they lose precision, and the graph does
     not run without them.
@@ -79,7 +84,7 @@ class LoraModelBuilder(ModelBuilder):
             config.int4_nodes_to_exclude = [
                 f"/model/layers.{layer}/{linear}/lora_{side}/MatMul"
                 for layer in range(model.get_hf_model_config().num_hidden_layers)
-                for linear in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
+                for linear in LORA_LINEARS
                 for side in "AB"
             ]
         # the builder cuts fused layers into new ones, whose random first weights nobody reads
@@ -181,7 +186,8 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
     """
     window = self.window_size
     self.window_size = getattr(attention, "sliding_window", window) or -1
-    if self.attention_attrs["op_type"] == "GroupQueryAttention":
+    grouped_query = self.attention_attrs["op_type"] == "GroupQueryAttention"
+    if grouped_query and self.is_fused_rope_supported():
         self.attention_attrs["rope"] = self.attention_attrs["use_rope_in_attn"]
     make(self, layer_id, attention, root_input, **kwargs)
     self.window_size = window
@@ -191,7 +197,8 @@ def _make_attention(self, layer_id, attention, root_input, make=Model.make_atten
 def _make_attention_init(self, make=Model.make_attention_init):
     make(self)
     grouped_query = self.attention_attrs["op_type"] == "GroupQueryAttention"
-    self.attention_attrs["use_packed_matmul"] = grouped_query
+    # DirectML's attention takes q and k rotated, so they are no one product
+    self.attention_attrs["use_packed_matmul"] = grouped_query and self.is_fused_rope_supported()
 
 
 def _make_packed_matmul_float_class(self, q, k, v):

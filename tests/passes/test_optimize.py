@@ -156,6 +156,37 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
         assert np.linalg.norm(found - wanted) < 0.35 * step  # 4 bits are coarse for random weights
 
 
+def test_directml_gets_q_and_k_rotated_and_the_adapter_in_float(byte_tokenizer, tmp_path, runs):
+    """(Read on the CPU.)"""
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    llama(tie_word_embeddings=True).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    lora = LoraConfig(r=4, lora_alpha=200, target_modules=list(SOME), init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    places = {"model": str(folder), "adapter": str(tmp_path / "adapter"), "tied": True}
+    workflow = Lab("04", CPU).workflow("optimize", provider="DmlExecutionProvider", **places)
+    workflow["systems"]["local_system"]["accelerators"][0]["device"] = "gpu"
+    onnx_dir = optimized(workflow, tmp_path / "onnx")
+    graph = onnx.load(onnx_dir / "model.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("RotaryEmbedding") == 2 * 2 and kinds.count("GroupQueryAttention") == 2
+    adapter = onnx_dir / "adapter_weights.onnx_adapter"
+    assert len(weights_in(adapter)) == 2 * len(SOME) * 2
+
+    def losses(logits) -> np.ndarray:
+        return np.array(labkit.record_losses(logits, byte_tokenizer, [qa(1)])[0])
+
+    tuned = losses(labkit.torch_logits(model))
+    with model.disable_adapter():
+        plain = losses(labkit.torch_logits(model))
+    step = np.linalg.norm(tuned - plain)
+    shipped = labkit.OnnxLogits(onnx_dir)
+    for found, wanted in ((losses(shipped), plain), (losses(shipped.using(adapter)), tuned)):
+        assert np.linalg.norm(found - wanted) < 0.35 * step
+
+
 def with_small_embedding(passes: dict) -> dict:
     """As lab 04 does it for a model whose embedding and head are not one matrix."""
     surgery = {
