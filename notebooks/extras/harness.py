@@ -3,9 +3,9 @@
     python harness.py < request.json
 
 The request has "folder", a model that GenAI runs; "adapters", name -> file or null; and
-"tasks", each as lm-eval has them in its YAML files. What is printed, a line of JSON for each
-adapter: of each task lm-eval's result, and of each record the tokens that it scored and
-their log-likelihood.
+"tasks", each as lm-eval has them in its YAML files. What is printed, a line of JSON for
+each adapter: of each task lm-eval's result, and of each record the tokens that it scored
+and their log-likelihood.
 """
 
 import contextlib
