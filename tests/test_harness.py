@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from samples import CPU, qa, tiny_config
+from samples import CPU, qa, tiny_config, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import labkit
@@ -64,12 +65,18 @@ def harness(packages, folder, adapters, tasks):
 
 
 @pytest.fixture
-def task(tmp_path):
-    """A task of our records, in their chat format."""
+def task(optimized, tmp_path):
+    """A task of our records in their chat format; "broken" has a line break before the answer."""
+    tokenizer = AutoTokenizer.from_pretrained(optimized)
+    rows = []
+    for record in RECORDS:
+        asked = labkit.prompt_text(tokenizer, record)
+        row = {"asked": asked, "broken": f"{asked}\n", "answer": f"{record['response']}<end>"}
+        rows.append(row)
     return {
         "task": "heldout",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "heldout.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": str(write_lines(tmp_path / "r.jsonl", *rows))}},
         "test_split": "test",
         "output_type": "loglikelihood",
         "doc_to_text": "asked",
@@ -79,23 +86,38 @@ def task(tmp_path):
     }
 
 
-def test_the_log_likelihoods_are_those_of_our_losses(packages, optimized, task, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(optimized)
-    asked = [labkit.prompt_text(tokenizer, record) for record in RECORDS]
-    rows = [
-        {"asked": text, "answer": record["response"] + "<end>"}
-        for text, record in zip(asked, RECORDS, strict=True)
-    ]
-    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    file = optimized / "adapter_weights.onnx_adapter"
-    adapters = {"none": None, "adapter": str(file)}
-    printed, status, said = harness(packages, optimized, adapters, [task])
+def test_the_log_likelihoods_are_those_of_our_losses(packages, optimized, task):
+    adapters = {"none": None, "adapter": str(optimized / "adapter_weights.onnx_adapter")}
+    broken = task | {"task": "broken", "doc_to_text": "broken"}
+    printed, status, said = harness(packages, optimized, adapters, [task, broken])
     assert status == 0, said
-    found = {
-        name: value for line in printed.splitlines() for name, value in json.loads(line).items()
-    }
-    for name, adapter in (("none", None), ("adapter", file)):
-        logits = labkit.OnnxLogits(optimized, adapter=adapter)
+    found = dict(item for line in printed.splitlines() for item in json.loads(line).items())
+    assert found.keys() == adapters.keys()
+    tokenizer = AutoTokenizer.from_pretrained(optimized)
+    losses = {}
+    for name, file in adapters.items():
+        logits = labkit.OnnxLogits(optimized, adapter=file and Path(file))
         ours = labkit.record_losses(logits, tokenizer, RECORDS)
-        theirs = [one["log_likelihood"] for (one,) in found[name]["heldout"]["records"]]
-        assert theirs == pytest.approx([-sum(losses) for losses in ours], rel=1e-4)
+        asked = [one for (one,) in found[name]["heldout"]["records"]]
+        losses[name] = [-one["log_likelihood"] for one in asked]
+        assert losses[name] == pytest.approx(list(map(sum, ours)), rel=1e-4)
+        for one, record in zip(asked, RECORDS, strict=True):
+            ids, first = labkit.chat_ids(tokenizer, record)
+            assert (one["context"], one["scored"]) == (ids[:first], ids[first:])
+    assert losses["none"] != pytest.approx(losses["adapter"], rel=1e-2)
+    # lm-eval moves white space to the answer, which the extra explains
+    plain, moved = (found["none"][name]["records"][0][0] for name in ("heldout", "broken"))
+    assert plain["context"] == moved["context"]
+    assert moved["scored"] == tokenizer.encode("\n") + plain["scored"]
+
+
+def test_nothing_is_written_without_the_adapter(packages, optimized, task):
+    writes = {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
+    adapters = {"adapter": str(optimized / "adapter_weights.onnx_adapter")}
+    printed, status, said = harness(packages, optimized, adapters, [task | writes])
+    assert status and not printed and "would write without the adapter" in said
+
+
+def test_an_adapter_that_is_missing_is_an_error(packages, optimized, task):
+    printed, status, said = harness(packages, optimized, {"gone": "/gone.onnx_adapter"}, [task])
+    assert status and not printed and "ONNXRuntimeError" in said
