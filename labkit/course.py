@@ -102,6 +102,12 @@ EXTRAS = {
         makes=("target-QNN", "target-WebGpu"),
         packages="targets",
     ),
+    "15": Entry(
+        "evaluate",
+        needs=("onnx", "tone.onnx_adapter", "heldout.jsonl", "tone-heldout.jsonl"),
+        makes=("evaluate-travel.jsonl", "evaluate-tone.jsonl", "evaluate-some.jsonl"),
+        packages="evaluate",
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

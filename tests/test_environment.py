@@ -42,9 +42,10 @@ def conda_lines() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", [*LOCKS, "extras-gguf.txt", "extras-serve.txt", "extras-targets.txt"]
-)
+OF_EXTRAS = [f"extras-{name}.txt" for name in ("evaluate", "gguf", "serve", "targets")]
+
+
+@pytest.mark.parametrize("name", [*LOCKS, *OF_EXTRAS])
 def test_every_line_is_an_exact_pin(name):
     for line in lines(name):
         assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+(  # \S.*)?", line), line
@@ -98,6 +99,12 @@ def test_openais_client_goes_with_the_labs_packages():
     cpu, extra = lock("cpu.txt"), lock("extras-serve.txt")
     assert {package: cpu[package] for package in extra if package in cpu}.items() <= extra.items()
     assert direct("extras-serve.txt") == {"openai"}
+
+
+def test_lm_eval_comes_beside_the_labs_packages_and_brings_no_other_version_of_them():
+    extra = lock("extras-evaluate.txt")
+    assert not extra.keys() & lock("cpu.txt").keys()
+    assert direct("extras-evaluate.txt") == {"lm-eval", "countryinfo"}
 
 
 def test_gpu_differs_from_cpu_only_where_it_must():
