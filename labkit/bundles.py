@@ -2,8 +2,8 @@
 
 A bundle is a tar archive, not compressed, for weights do not shrink. Its first member is
 manifest.json: the stamps of the products and the records of the labs. The files follow, lab by
-lab. Nothing in it is believed: it is taken whole or not at all, and of it only files that the
-manifest names, whose products are those of the labs.
+lab. Nothing in it is believed: all of it is checked before any of it is put in place, and of it
+only files that the manifest names, whose products are those of the labs.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from pathlib import Path
 from labkit.course import EXTRAS, LABS, maker
 from labkit.errors import LabError
 from labkit.files import files_of
-from labkit.folders import half_done_is_deleted, own, remove
+from labkit.folders import half_done_is_deleted, remove
 from labkit.machine import git_commit, versions
 from labkit.passes import VERSION
-from labkit.products import Products, Stamp, first_difference, folder_lock
+from labkit.products import Products, Stamp, first_difference
 from labkit.profiles import Profile
 from labkit.progress import report
 from labkit.state import STRICT, parse_state, write_state
@@ -92,29 +92,29 @@ def take_bundle(
 ) -> list[Stamp]:
     """Puts the products of the labs before lab *number* from the file *bundle* into their place.
 
-    *origin* is the model and the data that they must serve; *fingerprint* that of the manifest,
-    where it is known. Returns the stamps. Raises LabError, before anything is changed, for a
-    bundle that is damaged, hostile, of other versions or other settings, or without that lab; and
-    where a product that is there was made in another way, unless *replace*.
+    The caller holds the folder. *origin* is the model and the data that they must serve;
+    *fingerprint* that of the manifest, where it is known. Returns the stamps. Raises LabError,
+    before anything is changed, for a bundle that is damaged, hostile, of other versions or other
+    settings, or without that lab; and where a product that is there was made in another way or
+    edited, unless *replace*. Products are put in place one by one, in their order: a call that is
+    cut off then is completed by another.
     """
-    own(products.folder)
     aside = products.folder / ".catch-up"
     remove(aside, inside=products.folder)
-    with (
-        folder_lock(products.folder),
-        half_done_is_deleted(aside, inside=products.folder),
-        _open(bundle) as tar,
-    ):
+    with half_done_is_deleted(aside, inside=products.folder), _open(bundle) as tar:
         manifest = _manifest(tar, fingerprint)
         wanted = _checked(manifest, number, profile, origin)
         if not replace:
             _refuse_to_replace(products, wanted)
         _extract(tar, manifest, wanted, aside)
-        for stamp in wanted:
-            products.take(stamp, aside / stamp.name)
-        for lab in LABS.keys() & manifest.records.keys():
-            if lab < number:
-                write_state(products.folder / "records" / f"{lab}.json", manifest.records[lab])
+    records = products.folder / "records"
+    if records.is_symlink():  # nothing is written through a link
+        remove(records, inside=products.folder)
+    for stamp in wanted:
+        products.take(stamp, aside / stamp.name)
+    for lab in LABS.keys() & manifest.records.keys():
+        if lab < number:
+            write_state(records / f"{lab}.json", manifest.records[lab])
     remove(aside, inside=products.folder)
     return wanted
 
@@ -166,25 +166,26 @@ def _fingerprint(manifest: bytes) -> str:
 # ---- reading
 
 
-class _Bounded(io.BufferedReader):
-    """A file that gives a few MB at once, and no more: a header may ask for anything."""
+class _Member(tarfile.TarInfo):
+    """A member that 'bundle' writes: tarfile takes long for other kinds of headers, which may have
+    any size.
+    """
 
-    def read(self, size=-1):
-        if not 0 <= size <= 16 * CHUNK:
-            raise tarfile.ReadError("a header of that size")
-        return super().read(size)
+    def _proc_member(self, tar):
+        long_name = self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if self.type in (*extended, tarfile.GNUTYPE_SPARSE) or long_name and self.size > 1024:
+            raise tarfile.ReadError("a header of another kind")
+        return super()._proc_member(tar)
 
 
 @contextlib.contextmanager
 def _open(bundle: Path):
-    """The archive; whatever tarfile finds wrong with it within the block is a LabError."""
+    """The archive; whatever tarfile finds wrong with it within the block is a BundleError."""
     try:
-        with (
-            _Bounded(io.FileIO(bundle)) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
+        with tarfile.open(bundle, mode="r:", tarinfo=_Member) as tar:
             yield tar
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise _refusal(f"it cannot be read ({error})") from error
 
 
@@ -200,7 +201,7 @@ def _manifest(tar: tarfile.TarFile, fingerprint: str) -> Manifest:
     if first is None or first.name != MANIFEST or not _is_plain(first) or first.size > 16 * CHUNK:
         raise _refusal("it does not begin with a manifest")
     text = tar.extractfile(first).read(first.size)
-    if fingerprint and _fingerprint(text) != fingerprint.lower():
+    if fingerprint and _fingerprint(text) != fingerprint.strip().lower():
         raise _refusal(f"its fingerprint is {_fingerprint(text)}, not {fingerprint}")
     try:
         return parse_state(text, Manifest)
@@ -230,16 +231,22 @@ def _checked(
     for stamp in wanted:
         if maker(stamp.name) != stamp.lab or stamp.lab not in LABS:
             raise _refusal(f"lab {stamp.lab} makes no {stamp.name}")
-        if not stamp.files or not all(re.fullmatch(SAFE, part) for part in stamp.files):
+        inside = {str(above) for part in stamp.files for above in Path(part).parents}
+        safe = all(re.fullmatch(SAFE, part) for part in stamp.files)
+        if not stamp.files or not safe or inside & stamp.files.keys():
             raise _refusal(f"{stamp.name} has no files, or one with a name that leads elsewhere")
-        here = {"versions": versions(), "labkit": VERSION}
-        there = {"versions": stamp.decided_by.versions, "labkit": stamp.decided_by.labkit}
+        here = {"versions": _comparable(versions()), "labkit": VERSION}
+        there = {
+            "versions": _comparable(stamp.decided_by.versions),
+            "labkit": stamp.decided_by.labkit,
+        }
         if changed := first_difference(there, here):
             raise _refusal(f"it was made with other versions ({changed})")
         if stamp.origin != origin:
-            raise _refusal(
-                f"it was made from {' and '.join(stamp.origin)}, and this folder is set to "
-                f"{' and '.join(origin)}"
+            raise LabError(
+                f"the bundle was made from the model {stamp.origin[:1]} and other data than this "
+                f"folder is set to ({profile.model} and {profile.data}). Set LAB_RUNS to another "
+                "folder, and LAB_MODEL and LAB_DATA as they were in the run of the bundle."
             )
         for need, made in stamp.decided_by.needs.items():
             if ids.get(need) != made:
@@ -256,9 +263,20 @@ def _checked(
     return wanted
 
 
+def _comparable(found: dict[str, str]) -> dict[str, str]:
+    """Versions without what makes no other product: Python's third number, a build of torch."""
+    short = {name: version.partition("+")[0] for name, version in found.items()}
+    return short | {"python": ".".join(found.get("python", "").split(".")[:2])}
+
+
 def _refuse_to_replace(products: Products, wanted: list[Stamp]) -> None:
     for stamp in wanted:
         old = products.stamp(stamp.name)
+        if old and "was altered" in products.fault(stamp.name, hashed=True):
+            raise LabError(
+                f"{stamp.name} in {products.folder} was edited after it was made. Add --replace "
+                "to give that up, or keep a copy of it elsewhere first."
+            )
         if not old or old.id == stamp.id:
             continue
         own = first_difference(asdict(old)["decided_by"]["recipe"], stamp.decided_by.recipe)

@@ -199,7 +199,12 @@ class Products:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() or target.is_symlink():
             target.rename(old)
-        written.rename(target)
+        try:
+            written.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         remove(old, inside=self.folder)
 
     def _marks(self, name: str) -> dict[str, FileMark]:

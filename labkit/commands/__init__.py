@@ -28,7 +28,8 @@ COMMANDS = {
     "page": ("write the model as a page for a browser: [--serve] [--lan] [--port N]", "yes"),
     "bundle": ("pack what the labs have made into one file: [--out FILE]", "yes"),
     "catch-up": (
-        "take what the labs before NN make from a bundle: NN --from FILE_OR_ADDRESS",
+        "take from a bundle what the labs before NN make: NN --from FILE [--fingerprint HEX]"
+        " [--replace]",
         "yes",
     ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from labkit.bundles import write_bundle
 from labkit.course import LABS
+from labkit.errors import LabError
 from labkit.folders import own
 from labkit.products import Products, folder_lock
 from labkit.profiles import resolve_profile, runs_folder
@@ -22,7 +23,13 @@ def main(arguments: list[str]) -> int:
     profile = resolve_profile()
     folder = runs_folder() / profile.name
     own(folder)
-    out = (options.out or folder / "bundle.tar").absolute()
+    out = (options.out or folder / "bundle.tar").expanduser().absolute()
+    ours = out.is_relative_to(folder) and out != folder / "bundle.tar"
+    if ours or out.is_dir() or not out.parent.is_dir():
+        raise LabError(
+            f"{out} cannot be the bundle: it is a folder, lies in none, or among the outputs of "
+            "the labs. Name a file of another folder, or leave --out away."
+        )
     with folder_lock(folder), Progress() as progress:
         progress.show("pack")
         manifest, fingerprint = write_bundle(Products(folder), profile, out)

@@ -12,7 +12,7 @@ from labkit.course import notebook_path
 from labkit.errors import LabError, disk_is_full, network_reason, plain
 from labkit.files import sha256
 from labkit.folders import own, remove
-from labkit.products import Products
+from labkit.products import Products, folder_lock
 from labkit.profiles import ROOT, resolve_profile, runs_folder
 from labkit.progress import Progress, report
 
@@ -42,32 +42,24 @@ def main(arguments: list[str]) -> int:
     profile = resolve_profile()
     folder = runs_folder() / profile.name
     own(folder)
-    with Progress() as progress:
+    with folder_lock(folder), Progress() as progress:
         progress.show("fetch the bundle")
-        is_remote = options.source.startswith(("http://", "https://"))
-        bundle = _fetch(options.source, folder) if is_remote else Path(options.source).expanduser()
-        if not bundle.is_file():
-            raise LabError(
-                f"there is no file {bundle}. Name that of './lab bundle', or its https address."
-            )
+        bundle = _found(options.source, folder)
         progress.show("check and unpack")
-        origin = (profile.model, sha256(Path(profile.data)))
         try:
             taken = take_bundle(
                 bundle,
                 options.number,
                 Products(folder),
                 profile,
-                origin,
+                (profile.model, sha256(Path(profile.data))),
                 fingerprint=options.fingerprint,
                 replace=options.replace,
             )
         except BundleError:
-            if is_remote:
-                remove(bundle, inside=folder)
+            _drop_download(bundle, folder)
             raise
-        if is_remote:
-            remove(bundle, inside=folder)
+        _drop_download(bundle, folder)
         progress.line("")
     mb = sum(stamp.mb for stamp in taken)
     print(
@@ -78,16 +70,41 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _found(source: str, folder: Path) -> Path:
+    """The file of the bundle, fetched into *folder* where *source* is an address."""
+    if source.lower().startswith(("http://", "https://")):
+        return _fetch(source, folder)
+    with contextlib.suppress(RuntimeError):  # a home that nobody has
+        source = str(Path(source).expanduser())
+    if not Path(source).is_file():
+        raise LabError(
+            f"there is no file {source}. Name that of './lab bundle', or its https address."
+        )
+    return Path(source)
+
+
+def _drop_download(bundle: Path, folder: Path) -> None:
+    if bundle.parent == folder and bundle.suffix == ".part":
+        remove(bundle, inside=folder)
+
+
 def _fetch(address: str, folder: Path) -> Path:
     """The file of that *address*, in *folder*; a download that broke off goes on there."""
     import requests
 
     part = folder / f".catch-up-{hashlib.sha256(address.encode()).hexdigest()[:12]}.part"
+    if part.is_symlink() or not part.is_file():  # nothing is written through a link
+        remove(part, inside=folder)
     error = None
     for _ in range(TRIES):
         try:
             if _went_on(requests, address, part):
                 return part
+        except (ValueError, requests.TooManyRedirects) as one:  # requests' InvalidURL is the first
+            raise LabError(
+                f"the bundle could not be fetched: {address} is no address that leads to a file "
+                f"({type(one).__name__}). Check it."
+            ) from one
         except requests.RequestException as one:
             error = one
         except OSError as one:
@@ -102,10 +119,10 @@ def _fetch(address: str, folder: Path) -> Path:
 
 def _went_on(requests, address: str, part: Path) -> bool:
     """Whether the rest of the file is there now."""
-    have = part.stat().st_size if part.is_file() and not part.is_symlink() else 0
+    have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     with requests.get(address, headers=headers, stream=True, timeout=QUIET) as answer:
-        if answer.status_code == 416:  # there is no rest
+        if answer.status_code == 416 and have:  # there is no rest
             return True
         if answer.status_code not in (200, 206):
             raise LabError(
@@ -114,19 +131,21 @@ def _went_on(requests, address: str, part: Path) -> bool:
             )
         if answer.status_code == 200:  # from its start
             have = 0
-        size = have + int(answer.headers.get("Content-Length") or 0)
-        free = shutil.disk_usage(part.parent).free
-        if size == have or 2 * size - have > free:  # once as a file, once unpacked
+        length = answer.headers.get("Content-Length") or ""
+        size = have + (int(length) if length.isdecimal() else 0)
+        if size == have:
             raise LabError(
-                "the bundle was not fetched: "
-                + (
-                    "the server does not say how large it is. Ask for another address."
-                    if size == have
-                    else f"it has {size / 1e6:,.0f} MB and needs twice that; {part.parent} has "
-                    f"{free / 1e6:,.0f} MB free. Set LAB_RUNS to a folder on a larger disk."
-                )
+                "the bundle was not fetched: the server does not say how large it is. Ask for "
+                "another address."
             )
-        with open(part, "ab" if have else "wb") as file, contextlib.closing(answer):
+        free = shutil.disk_usage(part.parent).free
+        if 2 * size - have > free:  # once as a file, once unpacked
+            raise LabError(
+                f"the bundle was not fetched: it has {size / 1e6:,.0f} MB and needs twice that; "
+                f"{part.parent} has {free / 1e6:,.0f} MB free. Set LAB_RUNS to a folder on a "
+                "larger disk."
+            )
+        with open(part, "ab" if have else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 have += len(chunk)

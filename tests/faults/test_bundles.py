@@ -86,7 +86,8 @@ def catch_up(bundle, number="04", **how):
     profile = resolve_profile()
     lab = Lab(number, profile)
     origin = (profile.model, sha256(Path(profile.data)))
-    return take_bundle(bundle, number, lab.products, profile, origin, **how)
+    with folder_lock(lab.folder):
+        return take_bundle(bundle, number, lab.products, profile, origin, **how)
 
 
 def members(bundle: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -177,6 +178,63 @@ def test_what_was_made_in_the_same_way_is_replaced_and_what_was_not_is_kept(bund
     )
 
 
+def test_what_was_edited_by_hand_is_kept(bundle, runs):
+    folder = runs("editor")
+    run_labs(last="01")
+    (folder / "train.jsonl").write_text("edited")
+    with pytest.raises(LabError, match=r"train.jsonl .* was edited after it was made"):
+        catch_up(bundle)
+    assert (folder / "train.jsonl").read_text() == "edited"
+    assert catch_up(bundle, replace=True)
+
+
+def test_a_second_call_leaves_the_first_alone(bundle, runs, capsys):
+    folder = runs("attendee")
+    (folder / ".catch-up").mkdir(parents=True)
+    (folder / ".labkit").touch()
+    with folder_lock(folder):
+        assert main(["catch-up", "04", "--from", str(bundle)]) == 1
+    assert "another run is writing" in capsys.readouterr().err
+    assert (folder / ".catch-up").is_dir()
+
+
+def test_nothing_is_written_through_a_link(bundle, runs, tmp_path):
+    folder = runs("attendee")
+    (tmp_path / "theirs").mkdir()
+    folder.mkdir(parents=True)
+    (folder / ".labkit").touch()
+    (folder / "records").symlink_to(tmp_path / "theirs")
+    catch_up(bundle)
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_a_product_that_cannot_be_moved_in_leaves_the_old_one(runs):
+    runs("attendee")
+    products = run_labs(last="01")
+    with pytest.raises(FileNotFoundError):
+        products.take(products.stamp("base"), products.folder / "gone")
+    assert products.is_current("base", hashed=True)
+
+
+@pytest.mark.parametrize("out", ["train.jsonl", "..", "nowhere/b.tar"])
+def test_a_place_that_is_no_place_for_a_bundle(runs, out, capsys):
+    folder = runs("instructor")
+    run_labs(last="01")
+    before = (folder / "train.jsonl").read_text()
+    assert main(["bundle", "--out", str(folder / out)]) == 1
+    assert "cannot be the bundle" in capsys.readouterr().err
+    assert (folder / "train.jsonl").read_text() == before
+
+
+def test_another_third_number_of_python_is_the_same_python(bundle, runs):
+    def older(told):
+        for stamp in told["stamps"]:
+            stamp["decided_by"]["versions"]["python"] += "9"
+
+    write(bundle, manifest_with(older)(members(bundle)))
+    assert catch_up(bundle)
+
+
 def test_a_folder_at_work_is_left_alone(bundle, runs):
     with folder_lock(runs("attendee")), pytest.raises(LabError, match="another run is writing"):
         catch_up(bundle)
@@ -216,6 +274,25 @@ def sparse(parts):
     one.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
     one.pax_headers |= {"GNU.sparse.realsize": str(10**15), "GNU.sparse.name": one.name}
     return [parts[0], (one, b"0\n" + bytes(510)), *parts[2:]]
+
+
+MARK = {"bytes": 1, "sha256": "0", "seen": [0, 0, 0]}
+
+
+def raw(kind: bytes, data: bytes) -> bytes:
+    """A member as it stands in the archive, of any kind."""
+    one = tarfile.TarInfo("x")
+    one.type, one.size = kind, len(data)
+    block = one.tobuf(tarfile.USTAR_FORMAT)
+    return block + data + bytes(-len(data) % 512)
+
+
+def extended(parts) -> bytes:
+    return raw(tarfile.XHDTYPE, b"1" * 10**6)  # for which Python 3.11.7 takes minutes
+
+
+def long_names(count: int, size: int) -> bytes:
+    return raw(tarfile.GNUTYPE_LONGNAME, b"x" * size) * count
 
 
 def file_mark(parts, name, product=0):
@@ -273,7 +350,7 @@ HOSTILE = {
         lambda parts: [parts[0], (named(parts[1][0].name, tarfile.FIFOTYPE), b""), *parts[2:]],
         "is not what its manifest says",
     ),
-    "a sparse file of a petabyte": (sparse, "is not what its manifest says"),
+    "a sparse file of a petabyte": (sparse, "a header of another kind"),
     "a way out that the manifest names": (
         lambda parts: file_mark(parts, "../../../escaped"),
         "a name that leads elsewhere",
@@ -305,7 +382,18 @@ HOSTILE = {
         ),
         r"other versions \(versions.torch was \"1.0\"",
     ),
-    "another model": (first_stamp(origin=["some/model", "0"]), "it was made from some/model"),
+    "another model": (first_stamp(origin=["some/model", "0"]), "made from the model .*some/model"),
+    "a file that is a folder of another": (
+        manifest_with(
+            lambda told: told["stamps"][0]["files"].update(
+                {"a": MARK, "a/b": MARK},
+            )
+        ),
+        "a name that leads elsewhere",
+    ),
+    "an extended header": (extended, "a header of another kind"),
+    "a long name of a megabyte": (lambda parts: long_names(1, 2**20), "a header of another kind"),
+    "headers without end": (lambda parts: long_names(3000, 200), "cannot be read"),
     "another profile": (
         manifest_with(lambda told: told.update(profile="gpu")),
         "of the profile gpu",
@@ -457,6 +545,25 @@ def test_a_server_that_knows_no_ranges_is_asked_from_the_start(web, runs):
     assert Products(part).is_current("lora")
 
 
+def test_a_download_is_not_written_through_a_link(web, runs, tmp_path):
+    folder = runs("attendee")
+    web.most = 3000
+    assert main(["catch-up", "04", "--from", web.address]) == 1
+    (part,) = folder.glob(".catch-up-*.part")
+    part.unlink()
+    (tmp_path / "thesis").write_text("mine")
+    part.symlink_to(tmp_path / "thesis")
+    web.most = 10**9
+    assert main(["catch-up", "04", "--from", web.address]) == 0
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
+def test_an_empty_file_on_a_server_is_said(web, runs, capsys):
+    web.data = b""
+    assert main(["catch-up", "04", "--from", web.address]) == 1
+    assert "the server answers 416" in capsys.readouterr().err
+
+
 def test_a_damaged_download_is_fetched_anew(web, runs, capsys):
     whole, web.data = web.data, web.data[:5000] + bytes(100) + web.data[5100:]
     assert main(["catch-up", "04", "--from", web.address]) == 1
@@ -468,6 +575,9 @@ def test_a_damaged_download_is_fetched_anew(web, runs, capsys):
 @pytest.mark.parametrize(
     ("address", "said"),
     [
+        ("http://" + "x" * 70 + ".com/b.tar", "no address that leads to a file"),
+        ("HTTP://[/b.tar", "no address that leads to a file"),
+        ("~nosuchuser/b.tar", "there is no file ~nosuchuser"),
         ("http://127.0.0.1:9/b.tar", "refuses the connection"),
         ("/nowhere/b.tar", "there is no file /nowhere/b.tar"),
     ],
