@@ -19,32 +19,32 @@ SECONDS = json.loads((ROOT / "data" / "seconds.json").read_text())["cpu"]
 RUN = SECONDS["labs"] | SECONDS["extras"]  # lab -> seconds
 SLOWER = 14 / 8.8  # a machine without bfloat16 beside that of the table, six labs (README)
 
-# lab -> what is said while its cells run, where rooms get stuck, what is left out when late
+# lab -> what is said while its cells run, where rooms get stuck, what is not told when late
 NOTES = {
     "01": (
         "Why on the device at all; the four prompts, and what a base model of this size cannot do",
         "a kernel that is not `.venv`'s; a clone on a network drive",
-        "exercise 1.1; step 4 is three sentences: related questions stay on one side",
+        "step 3; of step 4 one sentence: related questions stay on one side",
     ),
     "02": (
         "Sixteen lines, groups of 32, and why one loud channel decides; predict the size first",
         "whether 0.1 nats are much: point at the interval",
-        "steps 2 and 4; go from step 1 to step 5",
+        "steps 2 and 4",
     ),
     "03": (
         "LoRA by the picture of step 2; the live loss: when is it flat, and why train on 4 bits?",
         "the training takes longest of all: nobody starts it twice",
-        "step 5's tone adapter runs on while lab 04 is told; exercise 3.1",
+        "step 2's layer by hand; step 6",
     ),
     "04": (
         "One graph, the adapter apart; read one block of the picture from below",
         "expecting a smaller file than lab 02's: the head has 8 bits",
-        "step 5; exercise 4.1",
+        "step 5",
     ),
     "05": (
         "Predict who is faster and by how much; then the chat box, one question of the room",
         "a busy machine: nothing else may run in step 4",
-        "step 5; the 45 answers of step 3 can run on behind the chat",
+        "step 5",
     ),
     "06": (
         "What a colleague needs to trust a file: name, version, hash. The closing answer",
@@ -115,7 +115,7 @@ def table(plan: int) -> str:
         f"### {plan} minutes\n",
         f"{TOLD[plan]} {length(plan):.0f} minutes on the machine of the table, "
         f"{length(plan, SLOWER):.0f} where the processor has no bfloat16.\n",
-        "| from | lab | cells run | while they run | where rooms get stuck | when late, skip |",
+        "| from | lab | cells run | while they run | where rooms get stuck | when late, not |",
         "|---|---|---|---|---|---|",
     ]
     at = 0.0
