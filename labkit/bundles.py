@@ -66,12 +66,12 @@ def write_bundle(products: Products, profile: Profile, out: Path) -> tuple[Manif
     done, total = 0.0, sum(stamp.mb for stamp in stamps)
     try:
         with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
-            tar.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
+            tar.addfile(_header(MANIFEST, len(text)), io.BytesIO(text))
             for stamp in stamps:
                 for part, path in files_of(products.folder / stamp.name).items():
                     with open(path, "rb") as file:
                         size = stamp.files[part].bytes
-                        tar.addfile(_member(_name(stamp, part), size), file)
+                        tar.addfile(_header(_name(stamp, part), size), file)
                 report("MB", done := done + stamp.mb, total)
         aside.replace(out)
     except BaseException:
@@ -153,7 +153,7 @@ def _name(stamp: Stamp, part: str) -> str:
     return stamp.name if part == stamp.name else f"{stamp.name}/{part}"
 
 
-def _member(name: str, size: int) -> tarfile.TarInfo:
+def _header(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size = size
     return member
