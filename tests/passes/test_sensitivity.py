@@ -47,5 +47,6 @@ def test_it_is_the_divergence_of_the_whole_model_and_leaves_the_weights(
         if name.split(".")[-1] in layers:
             layer.weight.data = names["nearest"].fake_quantize(layer.weight.data)
     wanted = (before.exp() * (before - predicted(changed))).sum(-1).mean()
-    assert probe.of(block, product) == pytest.approx(wanted.item(), rel=1e-3)
+    # of some 1e-6, in float32: the order of the sums shows in the third digit
+    assert probe.of(block, product) == pytest.approx(wanted.item(), rel=0.02)
     assert wanted > 1e-6 and torch.equal(predicted(model), before)
