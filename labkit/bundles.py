@@ -12,11 +12,10 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from labkit.course import EXTRAS, LABS, maker
+from labkit.course import LABS, maker, missing
 from labkit.errors import LabError
 from labkit.files import files_of
 from labkit.folders import half_done_is_deleted, remove
@@ -52,11 +51,11 @@ class Manifest:
 
 
 def write_bundle(products: Products, profile: Profile, out: Path) -> tuple[Manifest, str]:
-    """Packs into the file *out* what labs and extras read of the labs that have run.
+    """Packs into the file *out* all that the finished labs have made.
 
     Returns the manifest and its fingerprint. Raises LabError where no lab has run.
     """
-    stamps = _read_by_others(products)
+    stamps = _finished(products, profile)
     if not stamps:
         raise LabError("there is nothing to pack yet. Run './lab run', or lab 01, first.")
     records = {lab: Records(products).of(lab) for lab in sorted({one.lab for one in stamps})}
@@ -119,33 +118,22 @@ def take_bundle(
     return wanted
 
 
-def _read_by_others(products: Products) -> list[Stamp]:
-    """The stamps of what other labs or extras read, and of what that was made from, by lab.
-
-    A lab that is not finished ends them.
-    """
-    read = {need for entry in (LABS | EXTRAS).values() for need in entry.needs}
-    found: dict[str, Stamp] = {}
-    for number, lab in LABS.items():
-        of_lab = [name for name in lab.makes if name in read]
-        if faults := [name for name in of_lab if products.fault(name, hashed=True)]:
-            if any(products.stamp(name) for name in faults):
+def _finished(products: Products, profile: Profile) -> list[Stamp]:
+    """The stamps of what the labs have made, up to the first that has not run, in their order."""
+    found: list[Stamp] = []
+    for number in LABS:
+        made = missing(number, (), device=profile.device)
+        faults = {name: products.fault(name, hashed=True) for name in made}
+        if not any(faults.values()):
+            found += map(products.stamp, made)
+            continue
+        for name, fault in faults.items():
+            if fault and products.stamp(name):
                 raise LabError(
-                    f"lab {number} is not finished: {faults[0]} "
-                    f"{products.fault(faults[0], hashed=True)}. Run it again, then this."
+                    f"lab {number} is not finished: {name} {fault}. Run it again, then this."
                 )
-            break
-        found |= {name: products.stamp(name) for name in of_lab}
-    for stamp in list(found.values()):
-        for need in _all_needs(products, stamp):
-            found.setdefault(need, products.stamp(need))
-    return sorted(found.values(), key=lambda stamp: (stamp.lab, stamp.finished))
-
-
-def _all_needs(products: Products, stamp: Stamp) -> Iterable[str]:
-    for need in stamp.decided_by.needs:
-        yield need
-        yield from _all_needs(products, products.stamp(need))
+        break
+    return sorted(found, key=lambda stamp: (stamp.lab, stamp.finished))
 
 
 def _name(stamp: Stamp, part: str) -> str:
@@ -252,12 +240,9 @@ def _checked(
             if ids.get(need) != made:
                 raise _refusal(f"{stamp.name} was made from another {need} than it holds")
     before = [lab for lab in LABS if lab < number]
-    read = {need for entry in (LABS | EXTRAS).values() for need in entry.needs}
-    if missing := [
-        name for lab in before for name in LABS[lab].makes if name in read - ids.keys()
-    ]:
+    if absent := [one for lab in before for one in missing(lab, ids, device=profile.device)]:
         raise LabError(
-            f"the bundle has no {missing[0]} of lab {maker(missing[0])}: it was made before that "
+            f"the bundle has no {absent[0]} of lab {maker(absent[0])}: it was made before that "
             "lab had run. Ask for a later one, or catch up with an earlier lab."
         )
     return wanted
