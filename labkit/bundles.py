@@ -84,15 +84,14 @@ def take_bundle(
     number: str,
     products: Products,
     profile: Profile,
-    origin: tuple[str, ...],
     *,
     fingerprint: str = "",
     replace: bool = False,
 ) -> list[Stamp]:
     """Puts the products of the labs before lab *number* from the file *bundle* into their place.
 
-    The caller holds the folder. *origin* is the model and the data that they must serve;
-    *fingerprint* that of the manifest, where it is known. Returns the stamps. Raises LabError,
+    The caller holds the folder. They must serve the model and the data of *profile*;
+    *fingerprint* is that of the manifest, where it is known. Returns the stamps. Raises LabError,
     before anything is changed, for a bundle that is damaged, hostile, of other versions or other
     settings, or without that lab; and where a product that is there was made in another way or
     edited, unless *replace*. Products are put in place one by one, in their order: a call that is
@@ -102,7 +101,7 @@ def take_bundle(
     remove(aside, inside=products.folder)
     with half_done_is_deleted(aside, inside=products.folder), _open(bundle) as tar:
         manifest = _manifest(tar, fingerprint)
-        wanted = _checked(manifest, number, profile, origin)
+        wanted = _checked(manifest, number, profile)
         if not replace:
             _refuse_to_replace(products, wanted)
         _extract(tar, manifest, wanted, aside)
@@ -201,9 +200,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
     return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
 
 
-def _checked(
-    manifest: Manifest, number: str, profile: Profile, origin: tuple[str, ...]
-) -> list[Stamp]:
+def _checked(manifest: Manifest, number: str, profile: Profile) -> list[Stamp]:
     """The stamps of the labs before lab *number*, when all that the manifest says of them holds
     together.
     """
@@ -212,6 +209,8 @@ def _checked(
             f"it is of format {manifest.format} and of the profile {manifest.profile}, and here "
             f"are {FORMAT} and {profile.name}"
         )
+    origin = profile.origin()
+    here = {"versions": _comparable(versions()), "labkit": VERSION}
     wanted = [stamp for stamp in manifest.stamps if stamp.lab < number]
     ids = {stamp.name: stamp.id for stamp in wanted}
     if len(ids) < len(wanted) or sum(len(one.files) for one in wanted) > MOST_FILES:
@@ -223,7 +222,6 @@ def _checked(
         safe = all(re.fullmatch(SAFE, part) for part in stamp.files)
         if not stamp.files or not safe or inside & stamp.files.keys():
             raise _refusal(f"{stamp.name} has no files, or one with a name that leads elsewhere")
-        here = {"versions": _comparable(versions()), "labkit": VERSION}
         there = {
             "versions": _comparable(stamp.decided_by.versions),
             "labkit": stamp.decided_by.labkit,
@@ -264,7 +262,7 @@ def _refuse_to_replace(products: Products, wanted: list[Stamp]) -> None:
             )
         if not old or old.id == stamp.id:
             continue
-        own = first_difference(asdict(old)["decided_by"]["recipe"], stamp.decided_by.recipe)
+        own = first_difference(old.decided_by.recipe, stamp.decided_by.recipe)
         is_text = old.decided_by.recipe == {"written in": old.lab}  # whose id is its content's
         if own or is_text:
             raise LabError(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from labkit.errors import LabError, plain
+from labkit.files import sha256
 from labkit.state import STRICT, read_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,10 @@ class Profile:
     tone_steps: int = 50  # optimizer steps of the second, small adapter
     data: str = str(ROOT / "data" / "travel.jsonl")
     tone_data: str = str(ROOT / "data" / "tone.jsonl")
+
+    def origin(self) -> tuple[str, str]:
+        """The model, and the SHA-256 of the data: what a product must serve."""
+        return self.model, sha256(Path(self.data))
 
     def derived(self, steps: int) -> dict[str, int]:
         """What follows from these settings and the number of training *steps*, for a workflow's

@@ -56,7 +56,7 @@ class Lab:
                 raise LabError(f"run lab {made_in} first: its product {path} {fault}.")
             raise LabError(f"no lab makes the product {path}, which {fault}.")
         stamp = self.products.stamp(product)
-        if stamp.origin != self._origin():
+        if stamp.origin != self.profile.origin():
             raise LabError(
                 f"run lab 01 first: {path} was made from another model or other data than this "
                 f"kernel is set to ({self.profile.model} and {self.profile.data}). Or set "
@@ -112,7 +112,7 @@ class Lab:
         change = self.products.change(product, decision)
         if not change and not anew:
             # what decides it is the same, so it serves this kernel's model and data, too
-            stamp = self.products.serve(product, self._origin())
+            stamp = self.products.serve(product, self.profile.origin())
             made_from = (
                 ", ".join(["the same recipe"] * (recipe is not None) + list(needs)) or "the same"
             )
@@ -208,11 +208,8 @@ class Lab:
         """The figures of all labs that have run, also written to summary.json."""
         return write_summary(self.products, self.profile)
 
-    def _origin(self) -> tuple[str, str]:
-        return self.profile.model, sha256(Path(self.profile.data))
-
     def _facts(self, **facts) -> dict:
-        return {"lab": self.number, "origin": self._origin()} | facts
+        return {"lab": self.number, "origin": self.profile.origin()} | facts
 
     def _partial(self, product: str) -> Path:
         # no suffix: Olive would take it for a file

@@ -10,7 +10,6 @@ from labkit.bundles import BundleError, take_bundle
 from labkit.commands import lab_number
 from labkit.course import notebook_path
 from labkit.errors import LabError, disk_is_full, network_reason, plain
-from labkit.files import sha256
 from labkit.folders import own, remove
 from labkit.products import Products, folder_lock
 from labkit.profiles import ROOT, resolve_profile, runs_folder
@@ -52,7 +51,6 @@ def main(arguments: list[str]) -> int:
                 options.number,
                 Products(folder),
                 profile,
-                (profile.model, sha256(Path(profile.data))),
                 fingerprint=options.fingerprint,
                 replace=options.replace,
             )

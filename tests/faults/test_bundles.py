@@ -20,7 +20,6 @@ from labkit.commands import main, setup
 from labkit.course import LABS
 from labkit.errors import LabError
 from labkit.figures import Estimate
-from labkit.files import sha256
 from labkit.products import Products, folder_lock
 from labkit.profiles import resolve_profile
 from labkit.session import Lab
@@ -86,9 +85,8 @@ def bundle(instructor, runs, tmp_path):
 def catch_up(bundle, number="04", **how):
     profile = resolve_profile()
     lab = Lab(number, profile)
-    origin = (profile.model, sha256(Path(profile.data)))
     with folder_lock(lab.folder):
-        return take_bundle(bundle, number, lab.products, profile, origin, **how)
+        return take_bundle(bundle, number, lab.products, profile, **how)
 
 
 def members(bundle: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
