@@ -25,6 +25,8 @@ TAKE_PRODUCTS = (
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.
 FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
+# Minutes each, on products that other tests have, too: every night, with --all.
+SLOW_EXTRAS = ("11", "13", "14", "15")
 UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
 PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 
@@ -50,8 +52,12 @@ def pytest_configure(config):
         config.add_cleanup(turns.cleanup)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Unit tests, then the notebooks in order, then what takes their products."""
+    for item in items:
+        if is_extra(item.path) and item.path.name.startswith(SLOW_EXTRAS):
+            item.add_marker("slow")  # before pytest takes those away that are not asked for
     items.sort(key=lambda item: (phase(item.path), item.path.name not in FIRST))
 
 

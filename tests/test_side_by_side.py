@@ -21,6 +21,7 @@ with open({log!r}, "a") as log:
 FILES = {"test_first.py": 3, "test_short.py": 0, "test_other.py": 0}
 NOTEBOOKS = {"01.ipynb": 0.5, "02.ipynb": 0}
 AFTERWARDS = {"test_graph.py": 0, "test_outcome.py": 0, "extras/07.ipynb": 0}
+SLOW = {"extras/11.ipynb": 0}
 
 
 class Done(NamedTuple):
@@ -34,7 +35,7 @@ class Done(NamedTuple):
 
 def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
     log = tmp_path / "log"
-    for name, seconds in (FILES | NOTEBOOKS | AFTERWARDS).items():
+    for name, seconds in (FILES | NOTEBOOKS | AFTERWARDS | SLOW).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         code = WORK.format(seconds=seconds, log=str(log), name=name)
         if name.endswith(".ipynb"):
@@ -50,7 +51,7 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
     path = filter(None, [str(ROOT / "tests"), env.get("PYTHONPATH")])
     command = [sys.executable, "-m", "pytest", "--nbmake", "-n", "2", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "--rootdir", tmp_path, tmp_path],
+        [*command, "-m", "not slow", "--rootdir", tmp_path, tmp_path],
         cwd=tmp_path,
         env=env | {"PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
