@@ -42,7 +42,7 @@ def conda_lines() -> list[str]:
     ]
 
 
-OF_EXTRAS = [f"extras-{name}.txt" for name in ("evaluate", "gguf", "serve", "targets")]
+OF_EXTRAS = [f"extras-{name}.txt" for name in ("audit", "evaluate", "gguf", "serve", "targets")]
 
 
 @pytest.mark.parametrize("name", [*LOCKS, *OF_EXTRAS])
@@ -101,10 +101,13 @@ def test_openais_client_goes_with_the_labs_packages():
     assert direct("extras-serve.txt") == {"openai"}
 
 
-def test_lm_eval_comes_beside_the_labs_packages_and_brings_no_other_version_of_them():
-    extra = lock("extras-evaluate.txt")
-    assert not extra.keys() & lock("cpu.txt").keys()
-    assert direct("extras-evaluate.txt") == {"lm-eval", "countryinfo"}
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [("evaluate", {"lm-eval", "countryinfo"}), ("audit", {"pip-audit", "cyclonedx-bom"})],
+)
+def test_what_comes_beside_the_labs_packages_brings_no_other_version_of_them(extra, named):
+    assert not lock(f"extras-{extra}.txt").keys() & lock("cpu.txt").keys()
+    assert direct(f"extras-{extra}.txt") == named
 
 
 def test_gpu_differs_from_cpu_only_where_it_must():

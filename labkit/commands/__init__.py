@@ -33,6 +33,10 @@ COMMANDS = {
         "yes",
     ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
+    "nightly": (
+        "run everything, and write a page of it: [--only PART] [--history DIR] [--accept]",
+        "yes",
+    ),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
 }

@@ -131,10 +131,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, help="run folder; without it the stored figures")
+    parser.add_argument("--out", type=Path, help="writes the figures there, and no picture")
     options = parser.parse_args()
     if options.run:
         os.environ.update(TELEMETRY_OFF)
-        write_json(STORED, measure(options.run))
+        write_json(options.out or STORED, measure(options.run))
+        if options.out:
+            return
     draw(read_json(STORED))
 
 

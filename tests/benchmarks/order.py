@@ -131,8 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--out", type=Path, help="writes the figures there, and no picture")
     parser.add_argument("--draw", action="store_true", help="only draw the stored figures again")
-    if not parser.parse_args().draw:
+    options = parser.parse_args()
+    if options.out:
+        write_json(options.out, measure())
+        return
+    if not options.draw:
         write_json(DATA, measure())
     draw(read_json(DATA))
     print(f"{DATA} and {PICTURE}")
