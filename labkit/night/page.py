@@ -25,11 +25,13 @@ MEANS = {
 HEADLINES = ("sizes_mb.onnx_int4", "eval_loss.onnx_int4_adapter", "tokens_per_s.onnx_int4_adapter")
 STYLE = """
 body { font: 17px/1.45 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 0 1rem;
-       color: #1a1a1a; background: #fff; overflow-wrap: anywhere }
+       color: #1a1a1a; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 1.6rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th, td { text-align: left; padding: .3rem .5rem .3rem 0; border-bottom: 1px solid #ccc;
          vertical-align: top }
+td:not(:first-child) { white-space: nowrap } td:first-child, p, li { overflow-wrap: anywhere }
+td:last-child { white-space: normal } .anchor-link { display: none }
 a { color: #0b57a4 }
 @media (prefers-color-scheme: dark) {
   body { color: #eee; background: #161616 } a { color: #8ec5ff } th, td { border-color: #444 } }
@@ -124,14 +126,15 @@ def _figures(night: Night, rows: list[Row], compared: int) -> list[str]:
             for name, figure in figures.items()
         ]
     told = [row for row in rows if row.verdict != "as before" or row.name in HEADLINES]
-    lines = ["| figure | now | last good nights | change | noise | |", "|---|---|---|---|---|---|"]
+    lines = ["| figure | now | before | change |", "|---|---|---|---|"]
     lines += [
         f"| {safe(row.name)} | {row.now:,.4g} {safe(row.unit)} | {row.median:,.4g} "
-        f"| {row.change:+.1%} | {row.band:.1%} | {row.verdict} |"
+        f"| {row.change:+.1%}, {row.verdict}; noise {row.band:.0%} |"
         for row in [*(r for r in rows if r.name == "all steps together"), *told]
     ]
     same = len(rows) - len(told)
-    return [*dict.fromkeys(lines), "", f"{same} more are as before."]
+    before = f"Before: the median of the last good nights. As before: {same} more."
+    return [*dict.fromkeys(lines), "", before]
 
 
 def _link(folder: Path, name: str, text: str) -> str:
