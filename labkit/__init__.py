@@ -50,6 +50,7 @@ _HOME = {
     "chat_box": "chat",
     "whole_sentences": "answers",
     "room_for_answer": "answers",
+    "model_signing": "signing",
     "write_manifest": "registry",
     "open_registry": "registry",
 }

@@ -108,6 +108,12 @@ EXTRAS = {
         makes=("evaluate-travel.jsonl", "evaluate-tone.jsonl", "evaluate-some.jsonl"),
         packages="evaluate",
     ),
+    "16": Entry(
+        "sign",
+        needs=("package", "tone.onnx_adapter"),
+        outputs=("keys", "signed", "altered"),
+        packages="sign",
+    ),
 }
 
 GPU_ONLY = ("onnx-cpu",)  # made only where onnx itself is not for the CPU

@@ -42,7 +42,9 @@ def conda_lines() -> list[str]:
     ]
 
 
-OF_EXTRAS = [f"extras-{name}.txt" for name in ("audit", "evaluate", "gguf", "serve", "targets")]
+OF_EXTRAS = [
+    f"extras-{name}.txt" for name in ("audit", "evaluate", "gguf", "serve", "sign", "targets")
+]
 
 
 @pytest.mark.parametrize("name", [*LOCKS, *OF_EXTRAS])
@@ -103,7 +105,11 @@ def test_openais_client_goes_with_the_labs_packages():
 
 @pytest.mark.parametrize(
     ("extra", "named"),
-    [("evaluate", {"lm-eval", "countryinfo"}), ("audit", {"pip-audit", "cyclonedx-bom"})],
+    [
+        ("evaluate", {"lm-eval", "countryinfo"}),
+        ("audit", {"pip-audit", "cyclonedx-bom"}),
+        ("sign", {"model-signing", "pyopenssl"}),
+    ],
 )
 def test_what_comes_beside_the_labs_packages_brings_no_other_version_of_them(extra, named):
     assert not lock(f"extras-{extra}.txt").keys() & lock("cpu.txt").keys()

@@ -26,10 +26,10 @@ COMMANDS = {
     ),
     "status": ("say which labs are complete", "where set up"),
     "page": ("write the model as a page for a browser: [--serve] [--lan] [--port N]", "yes"),
-    "bundle": ("pack what the labs have made into one file: [--out FILE]", "yes"),
+    "bundle": ("pack what the labs have made into one file: [--out FILE] [--key PRIVATE]", "yes"),
     "catch-up": (
         "take from a bundle what the labs before NN make: NN --from FILE [--fingerprint HEX]"
-        " [--replace]",
+        " [--key PUBLIC] [--replace]",
         "yes",
     ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),

@@ -10,10 +10,12 @@ from labkit.bundles import BundleError, take_bundle
 from labkit.commands import lab_number
 from labkit.course import notebook_path
 from labkit.errors import LabError, disk_is_full, network_reason, plain
+from labkit.extras import extra_packages
 from labkit.folders import own, remove
 from labkit.products import Products, folder_lock
 from labkit.profiles import ROOT, resolve_profile, runs_folder
 from labkit.progress import Progress, report
+from labkit.signing import check_signature
 
 TRIES, QUIET = 5, 30  # how often a download goes on, and after how many seconds of silence
 CHUNK = 2**16  # bytes; what has come of the last one is lost where a download breaks off
@@ -33,11 +35,23 @@ def main(arguments: list[str]) -> int:
         "--fingerprint", default="", metavar="HEX", help="what './lab bundle' printed: is it that?"
     )
     parser.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="the public key that must have signed it; the signature lies beside it, with .sig",
+    )
+    parser.add_argument(
         "--replace", action="store_true", help="give up what was made here in another way"
     )
     options = parser.parse_args(arguments)
     if options.number == "01":
         raise LabError("there is nothing to catch up with before lab 01. Open it.")
+    if options.key:
+        extra_packages("sign")  # before a download
+        if not options.key.is_file():
+            raise LabError(
+                f"there is no file {options.key}. Name the public key of the instructor."
+            )
     profile = resolve_profile()
     folder = runs_folder() / profile.name
     own(folder)
@@ -46,6 +60,8 @@ def main(arguments: list[str]) -> int:
         bundle = _found(options.source, folder)
         progress.show("check and unpack")
         try:
+            if options.key:
+                _check_signature(bundle, options.source, options.key, folder)
             taken = take_bundle(
                 bundle,
                 options.number,
@@ -79,6 +95,17 @@ def _found(source: str, folder: Path) -> Path:
             f"there is no file {source}. Name that of './lab bundle', or its https address."
         )
     return Path(source)
+
+
+def _check_signature(bundle: Path, source: str, key: Path, folder: Path) -> None:
+    """BundleError unless the file beside *source* is its signature, by the owner of *key*."""
+    beside = _found(f"{source}.sig", folder)
+    try:
+        check_signature(bundle, key, beside)
+    except LabError as error:
+        raise BundleError(str(error)) from error
+    finally:
+        _drop_download(beside, folder)
 
 
 def _drop_download(bundle: Path, folder: Path) -> None:
