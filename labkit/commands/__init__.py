@@ -32,6 +32,10 @@ COMMANDS = {
         " [--replace]",
         "yes",
     ),
+    "room": (
+        "a compute instance in Azure ML for each line of a CSV: plan, up, status, down",
+        "yes",
+    ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),
@@ -108,3 +112,12 @@ def lab_number(text: str) -> str:
     if text.zfill(2) not in LABS:
         raise argparse.ArgumentTypeError(f"'{text}' is not a lab: {min(LABS)} to {max(LABS)}")
     return text.zfill(2)
+
+
+def agreed(command: str, question: str) -> bool:
+    """Whether the user says yes to what *command* deletes; a script is not asked, it says --yes."""
+    if not sys.stdin.isatty():
+        raise LabError(
+            f"'./lab {command}' asks before it deletes, and nobody can answer here. Add --yes."
+        )
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
