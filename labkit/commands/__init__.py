@@ -115,7 +115,7 @@ def lab_number(text: str) -> str:
 
 
 def agreed(command: str, question: str) -> bool:
-    """Whether the user says yes to what *command* deletes; a script is not asked, it says --yes."""
+    """Whether the user lets *command* delete; a script is not asked, it says --yes."""
     if not sys.stdin.isatty():
         raise LabError(
             f"'./lab {command}' asks before it deletes, and nobody can answer here. Add --yes."

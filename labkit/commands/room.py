@@ -1,4 +1,4 @@
-"""./lab room: a compute instance in Azure ML for each attendee, planned, made, checked, deleted."""
+"""./lab room: a compute instance in Azure ML for each attendee: plan, up, status, down."""
 
 import argparse
 import re
@@ -9,6 +9,7 @@ from labkit.commands import agreed, lab_number
 from labkit.errors import LabError
 from labkit.machine import git_commit
 from labkit.profiles import ROOT
+from labkit.progress import Progress
 from labkit.room.attendees import read_attendees
 from labkit.room.prices import EXAMPLE, read_prices
 from labkit.room.script import Setup
@@ -23,15 +24,16 @@ def main(arguments: list[str]) -> int:
         return _plan(options)
     from labkit.room.workspace import Room  # loads Azure's libraries
 
-    attendees = [] if options.what == "down" else read_attendees(options.csv, options.event)
     if options.what == "down":
         prices = read_prices(options.prices)
-        room = Room(options.event)
-        return _down(room, prices, options.yes)
+        return _down(Room(options.event), prices, options.yes)
+    attendees = read_attendees(options.csv, options.event)
     if options.what == "up":
-        setup = _setup(options)
+        script = _setup(options).script()
         room = Room(options.event)
-        rows = room.up(attendees, size=options.size, stop=options.stop, script=setup.script())
+        with Progress() as progress:
+            progress.show(f"make {len(attendees)} instances")
+            rows = room.up(attendees, size=options.size, stop=options.stop, script=script)
     else:
         rows = Room(options.event).status(attendees)
     _show(rows)
@@ -66,7 +68,7 @@ def _plan(options) -> int:
 
 
 def _down(room, prices, yes: bool) -> int:
-    things, rows = room.things(), []
+    things = room.things()
     for kind, name in things:
         print(f"of {room.event}: {kind} {name}")
     if things and not (yes or agreed("room down", f"delete these {len(things)}?")):
@@ -75,10 +77,9 @@ def _down(room, prices, yes: bool) -> int:
     rows = room.down(things)
     _show(rows)
     costs = room.costs(prices)
-    print("What costs money in this workspace now, whoever made it:" if costs else "", end="")
-    print("\n".join(["", *costs]) if costs else "Nothing in this workspace costs by the hour now.")
-    if costs:
-        print(f"prices: {prices}")
+    print("\nWhat costs money in this workspace now, whoever made it:")
+    print("\n".join(costs or ["nothing by the hour"]))
+    print(f"prices: {prices}")
     return int(any(not row.ok for row in rows))
 
 
@@ -114,7 +115,7 @@ def _options(arguments: list[str]):
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
         if name != "down":
-            command.add_argument("csv", type=Path, help="name,object_id and, if you like,tenant_id")
+            command.add_argument("csv", type=Path, help="name,object_id[,tenant_id]")
         command.add_argument("--event", required=True, help="names all that is made for it")
         if name in ("plan", "down"):
             command.add_argument("--prices", type=Path, default=EXAMPLE, metavar="FILE")

@@ -2,36 +2,27 @@
 what there is; nothing is remembered here, so any call may be cut off and made again.
 """
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from azure.ai.ml.entities import (
-    AssignedUserConfiguration,
-    ComputeInstance,
-    ComputeSchedules,
-    ComputeStartStopSchedule,
-    CronTrigger,
-    ScriptReference,
-    SetupScripts,
-)
-from azure.core.exceptions import AzureError, ResourceExistsError, ResourceNotFoundError
-from azure.storage.fileshare import ShareDirectoryClient, ShareFileClient
+from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
+from azure.storage.fileshare import ShareClient
 
 from labkit.errors import LabError
+from labkit.progress import report
 from labkit.registry import sdk
 from labkit.registry.azure import WorkspaceRegistry, meters
 from labkit.room.attendees import Attendee
+from labkit.room.instance import FOLDER, broken, failed, instance, script_of, state_of, under_way
 from labkit.room.prices import Prices
 
 AT_ONCE = 4  # requests that create or delete; a subscription bears few before it says 429
 LOOK_S = 15  # between two looks at an instance that is being made
-SCRIPT_MINUTES, CREATE_S, DELETE_S = 30, 3600, 1800
-IDLE_MINUTES = 60
+CREATE_S, DELETE_S = 3600, 1800
 SHARE = "workspaceworkingdirectory"  # the datastore of the notebooks' share, where scripts must be
-FOLDER = "Users/labkit"
-UNDER_WAY = {"creating", "updating", "starting", "settingup", "usersettingup", "deleting"}
 OURS = ("computeinstance", "amlcompute")  # what is attached is somebody's own
 
 
@@ -72,15 +63,22 @@ class Room:
         """
         computes = self._computes()
         with self.errors("putting the set-up script on the workspace's file share"):
-            self._put_script(script)
+            share = self._share()
+            for folder in ("Users", FOLDER):
+                with contextlib.suppress(ResourceExistsError):
+                    share.get_directory_client(folder).create_directory()
+            share.get_file_client(script_of(self.event)).upload_file(script.encode())
 
         def make(attendee: Attendee):
             return self._begin(attendee, computes.get(attendee.compute), size, stop)
 
-        end = time.monotonic() + CREATE_S
+        end, rows = time.monotonic() + CREATE_S, []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             begun = list(pool.map(make, attendees))
-        return [self._end(who, one, end) for who, one in zip(attendees, begun, strict=True)]
+        for attendee, one in zip(attendees, begun, strict=True):
+            rows.append(self._end(attendee, one, end))
+            report("instances", len(rows), len(attendees))
+        return rows
 
     def status(self, attendees: list[Attendee]) -> list[Row]:
         """A row for each attendee, and one for each compute of the event that is nobody's here."""
@@ -89,8 +87,10 @@ class Room:
         known = {attendee.compute for attendee in attendees}
         for compute in computes.values():
             if self._tagged(compute) and compute.name not in known:
-                state = _state(compute)
-                rows.append(Row("", compute.name, state, "of this event, not in the CSV", ok=False))
+                state = state_of(compute)
+                rows.append(
+                    Row("", compute.name, state, "of this event, not in the CSV", ok=False)
+                )
         return rows
 
     def things(self) -> list[tuple[str, str]]:
@@ -134,8 +134,11 @@ class Room:
         ]
         rows += [Row("", " ".join(one), "is new", ok=False) for one in sorted(left - {*things})]
         if not left:
-            with self.errors("deleting the set-up script"):
-                self._drop_script()
+            with (
+                self.errors("deleting the set-up script"),
+                contextlib.suppress(ResourceNotFoundError),
+            ):
+                self._share().get_file_client(script_of(self.event)).delete_file()
         return rows
 
     def costs(self, prices: Prices) -> list[str]:
@@ -160,26 +163,29 @@ class Room:
     # -- one instance
 
     def _begin(self, attendee: Attendee, there, size: str, stop: str):
-        """A poller or None for what is under way or done, a LabError for what cannot be made."""
+        """A poller, None where nothing is to be begun, or the LabError that kept it from that."""
+        compute, name = self.client.compute, attendee.compute
         try:
             with self.errors("creating"):
                 if there is not None:
-                    if (row := self._row(attendee, there)).state == "taken":
-                        raise LabError(row.note)
-                    if row.state.lower() == "stopped":
-                        return self.client.compute.begin_start(attendee.compute)
-                    if "fail" not in row.state.lower():
+                    if not self._is_of(there, attendee) or under_way(there):
                         return None
-                    # nobody has worked on what never ran
-                    self.client.compute.begin_delete(attendee.compute).result(timeout=DELETE_S)
-                return self.client.compute.begin_create_or_update(
-                    self._instance(attendee, size, stop)
+                    if state_of(there).lower() == "stopped":
+                        return compute.begin_start(name)
+                    if not broken(there):
+                        return None
+                    compute.begin_delete(name).result(timeout=DELETE_S)
+                return compute.begin_create_or_update(
+                    instance(attendee, self.event, self.tenant, size, stop)
                 )
         except LabError as error:
             return error
 
     def _end(self, attendee: Attendee, begun, end: float) -> Row:
-        """The row of an instance when it is made, or was given up."""
+        """The row of an instance when it is made, or was given up.
+
+        The workspace decides, also after an error: an answer may be lost, and the instance made.
+        """
         error = begun if isinstance(begun, LabError) else None
         try:
             if begun is not None and error is None:
@@ -190,93 +196,47 @@ class Room:
         try:
             with self.errors("looking at it"):
                 there = self._look(attendee.compute)
-                # also after an error: an answer may be lost, and the instance made
-                while there is not None and _under_way(there) and time.monotonic() < end:
+                while there is not None and under_way(there) and time.monotonic() < end:
                     time.sleep(LOOK_S)
                     there = self._look(attendee.compute)
         except LabError as one:
             return Row(attendee.name, attendee.compute, "unknown", str(error or one), ok=False)
         row = self._row(attendee, there)
-        if error is None or row.ok:
-            return row
-        if there is None and isinstance(error.__cause__, ResourceExistsError):
-            row = Row(attendee.name, attendee.compute, "taken", _TAKEN, ok=False)
-            return row
-        return Row(row.who, row.what, row.state, str(error), ok=False)
+        return row if row.ok or error is None else replace(row, note=str(error))
 
     def _row(self, attendee: Attendee, there) -> Row:
-        """What an instance that is *there*, or is not, means for its attendee."""
-        who, name = attendee.name, attendee.compute
-        if there is None:
-            return Row(who, name, "missing", "./lab room up makes it", ok=False)
-        user = getattr(there, "create_on_behalf_of", None)
-        if not self._tagged(there) or not user or user.user_object_id != attendee.object_id:
-            return Row(who, name, "taken", _TAKEN, ok=False)
-        state = _state(there)
-        if _under_way(there):
-            return Row(who, name, state, "being made", ok=False)
-        if "fail" in state.lower():
-            why = there.provisioning_errors or "see its logs in the studio, 'Compute'"
-            return Row(who, name, state, f"{why}; ./lab room up makes it anew", ok=False)
-        return Row(who, name, state)
-
-    def _instance(self, attendee: Attendee, size: str, stop: str) -> ComputeInstance:
-        hour, minute = map(int, stop.split(":"))
-        daily = CronTrigger(expression=f"{minute} {hour} * * *", time_zone="UTC")
-        return ComputeInstance(
-            name=attendee.compute,
-            size=size,
-            tags={sdk.EVENT_TAG: self.event},
-            create_on_behalf_of=AssignedUserConfiguration(
-                user_tenant_id=attendee.tenant_id or self.tenant,
-                user_object_id=attendee.object_id,
-            ),
-            idle_time_before_shutdown_minutes=IDLE_MINUTES,
-            # an open kernel or terminal keeps an instance from being idle, also over night
-            schedules=ComputeSchedules(
-                compute_start_stop=[ComputeStartStopSchedule(trigger=daily, action="stop")]
-            ),
-            setup_scripts=SetupScripts(
-                creation_script=ScriptReference(
-                    path=f"{FOLDER}/{self.event}.sh", timeout_minutes=SCRIPT_MINUTES
-                )
-            ),
-        )
+        """What an instance that is *there*, or None, means for its attendee."""
+        state, why = "missing", "./lab room up makes it"
+        if there is not None and not self._is_of(there, attendee):
+            state, why = (
+                "taken",
+                "not this attendee's of this event: choose another --event",
+            )
+        elif there is not None:
+            state, why = state_of(there), "being made" if under_way(there) else ""
+            if failed(there):
+                what = "./lab room up makes it anew" if broken(there) else "it runs, and is kept"
+                why = f"{there.provisioning_errors or 'its set-up'} failed; {what}"
+        return Row(attendee.name, attendee.compute, state, why, ok=not why)
 
     def _computes(self) -> dict:
         with self.errors("listing the computes"):
             return {compute.name: compute for compute in self.client.compute.list()}
 
     def _look(self, name: str):
-        try:
+        with contextlib.suppress(ResourceNotFoundError):
             return self.client.compute.get(name)
-        except ResourceNotFoundError:
-            return None
 
     def _tagged(self, thing) -> bool:
         return (thing.tags or {}).get(sdk.EVENT_TAG) == self.event
 
-    # -- the script, on the file share
+    def _is_of(self, compute, attendee: Attendee) -> bool:
+        user = getattr(compute, "create_on_behalf_of", None)
+        mine = user is not None and user.user_object_id.lower() == attendee.object_id
+        return mine and self._tagged(compute)
 
-    def _put_script(self, text: str) -> None:
-        for folder in ("Users", FOLDER):
-            client = self._on_share(ShareDirectoryClient, directory_path=folder)
-            try:
-                client.create_directory()
-            except ResourceExistsError:
-                pass
-        self._script().upload_file(text.encode())
-
-    def _drop_script(self) -> None:
-        try:
-            self._script().delete_file()
-        except ResourceNotFoundError:
-            pass
-
-    def _script(self) -> ShareFileClient:
-        return self._on_share(ShareFileClient, file_path=f"{FOLDER}/{self.event}.sh")
-
-    def _on_share(self, kind, **path):
+    def _share(self) -> ShareClient:
+        """The notebooks' file share: the SDK uploads no set-up script."""
         store = self.client.datastores.get(SHARE, include_secrets=True)
         secrets = store.credentials
         key = getattr(secrets, "account_key", None) or getattr(secrets, "sas_token", None)
@@ -286,22 +246,4 @@ class Room:
                 "storage account's owner allows 'storage account key access'."
             )
         url = f"https://{store.account_name}.file.{store.endpoint}"
-        return kind(url, store.file_share_name, **path, credential=key)
-
-
-_TAKEN = (
-    "a compute of that name is in this region, and it is not this attendee's of this event. "
-    "Choose another --event"
-)
-
-
-def _state(compute) -> str:
-    state = getattr(compute, "state", None)
-    state = getattr(state, "value", state) or ""
-    failed = (compute.provisioning_state or "").lower() in ("failed", "canceled")
-    return "Failed" if failed else state or compute.provisioning_state or "unknown"
-
-
-def _under_way(compute) -> bool:
-    states = (compute.provisioning_state, _state(compute))
-    return bool(UNDER_WAY & {str(state).lower() for state in states})
+        return ShareClient(url, store.file_share_name, credential=key)

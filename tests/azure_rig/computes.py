@@ -106,7 +106,11 @@ class Computes:
         body = json.loads(call.body)
         about |= {"provisioningState": "Creating", "createdOn": datetime.now(UTC).isoformat()}
         inner["state"] = "Creating"
-        compute = {"id": f"{self.workspace_id}/computes/{name}", "name": name, "location": "eastus"}
+        compute = {
+            "id": f"{self.workspace_id}/computes/{name}",
+            "name": name,
+            "location": "eastus",
+        }
         compute |= {"tags": body.get("tags") or {}, "properties": about}
         self.computes.append(compute)
 
