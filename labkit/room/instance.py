@@ -16,7 +16,8 @@ from labkit.room.attendees import Attendee
 
 IDLE_MINUTES, SCRIPT_MINUTES = 60, 30
 FOLDER = "Users/labkit"  # of the notebooks' file share
-UNDER_WAY = {"creating", "updating", "starting", "settingup", "usersettingup", "deleting"}
+UNDER_WAY = {"creating", "updating", "starting", "settingup", "usersettingup"}
+UNDER_WAY |= {"restarting", "stopping", "deleting"}
 
 
 def instance(attendee: Attendee, event: str, tenant: str, size: str, stop: str) -> ComputeInstance:

@@ -202,7 +202,9 @@ class Room:
         except LabError as one:
             return Row(attendee.name, attendee.compute, "unknown", str(error or one), ok=False)
         row = self._row(attendee, there)
-        return row if row.ok or error is None else replace(row, note=str(error))
+        if error is None or row.ok and row.state.lower() == "running":
+            return row
+        return replace(row, note=str(error), ok=False)
 
     def _row(self, attendee: Attendee, there) -> Row:
         """What an instance that is *there*, or None, means for its attendee."""

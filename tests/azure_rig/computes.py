@@ -24,7 +24,7 @@ class Computes:
         self.looks = 2  # an operation is done after so many requests that look at it
         self.unknown_users: set[str] = set()
         self.taken: set[str] = set()  # names that another workspace of the region has
-        self.quota = 10**6  # instances
+        self.beyond_quota: set[str] = set()  # names for which no cores are left
         self.failing: dict[str, tuple[str, str]] = {}  # name -> code, message of its creation
         self.refusing: set[str] = set()  # names that are not deleted
         self.share: dict[str, bytes | None] = {}  # path -> content, None for a folder
@@ -58,6 +58,15 @@ class Computes:
             case "GET", "onlineEndpoints", name, "deployments":
                 return {"value": self.deployments.get(name, [])}
         return super()._workspace(call, *parts)
+
+    def add_deployment(self, endpoint: str, size: str, count: int):
+        """Gives *endpoint* a deployment of *count* machines."""
+        about = {"endpointComputeType": "Managed", "instanceType": size}
+        about |= {"scaleSettings": {"scaleType": "Default"}, "provisioningState": "Succeeded"}
+        where = f"{self.workspace_id}/onlineEndpoints/{endpoint}/deployments/blue"
+        body = {"id": where, "name": "blue", "location": "eastus", "properties": about}
+        body["sku"] = {"name": "Default", "capacity": count}
+        self.deployments.setdefault(endpoint, []).append(body)
 
     # -- what takes a while
 
@@ -98,7 +107,7 @@ class Computes:
             raise Fail(409, "Conflict", f"Compute name {name} is already taken.")
         if user["objectId"] in self.unknown_users:
             raise Fail(400, "UserError", f"User {user['objectId']} is not in the directory.")
-        if len(self.computes) >= self.quota:
+        if name in self.beyond_quota:
             raise Fail(400, "ClusterCoreQuotaReached", "The specified subscription has a quota.")
         failure = self.failing.get(name)
         if self.share.get(script["scriptData"]) is None:
