@@ -62,13 +62,15 @@ def read_attendees(path: Path, event: str) -> list[Attendee]:
             if len(fields) != len(columns):
                 raise ValueError(f"it has {len(fields)} fields, the first line {len(columns)}")
             _add(people, dict(zip(columns, fields, strict=True)), line)
-        line += 1
+        line = reader.line_num + 1
         if not people:
             raise ValueError("nobody is in it")
     except UnicodeDecodeError as error:
         line, why = data[: error.start].count(b"\n") + 1, "it is not in UTF-8 ('CSV UTF-8')"
-    except (ValueError, csv.Error) as error:
-        line, why = max(line, 1), str(error)
+    except csv.Error as error:
+        line, why = reader.line_num, str(error)
+    except ValueError as error:
+        why = str(error)
     else:
         names = _computes(event, people)
         return [Attendee(who, id_, of, names[id_]) for id_, (_, who, of) in people.items()]

@@ -384,7 +384,7 @@ class Cloud:
         about["properties"] = {"vmSize": "Standard_DS3_v2"} | more
         where = f"{self.workspace_id}/computes/{name}"
         self.computes.append(
-            {"id": where, "name": name, "location": "eastus", "properties": about}
+            {"id": where, "name": name, "location": "eastus", "tags": {}, "properties": about}
         )
 
     def add_endpoint(self, name: str):
