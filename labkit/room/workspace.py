@@ -134,11 +134,12 @@ class Room:
         ]
         rows += [Row("", " ".join(one), "is new", ok=False) for one in sorted(left - {*things})]
         if not left:
-            with (
-                self.errors("deleting the set-up script"),
-                contextlib.suppress(ResourceNotFoundError),
-            ):
-                self._share().get_file_client(script_of(self.event)).delete_file()
+            try:
+                with self.errors("deleting"), contextlib.suppress(ResourceNotFoundError):
+                    self._share().get_file_client(script_of(self.event)).delete_file()
+            except LabError as error:
+                name = script_of(self.event)
+                rows.append(Row("", f"script {name}", "still there", str(error), ok=False))
         return rows
 
     def costs(self, prices: Prices) -> list[str]:
