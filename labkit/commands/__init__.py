@@ -32,6 +32,10 @@ COMMANDS = {
         " [--key PUBLIC] [--replace]",
         "yes",
     ),
+    "room": (
+        "a compute instance in Azure ML for each line of a CSV: plan, up, status, down",
+        "yes",
+    ),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "nightly": (
         "run everything, and write a page of it: [--only PART] [--history DIR] [--accept]",
@@ -112,3 +116,12 @@ def lab_number(text: str) -> str:
     if text.zfill(2) not in LABS:
         raise argparse.ArgumentTypeError(f"'{text}' is not a lab: {min(LABS)} to {max(LABS)}")
     return text.zfill(2)
+
+
+def agreed(command: str, question: str) -> bool:
+    """Whether the user lets *command* delete; a script is not asked, it says --yes."""
+    if not sys.stdin.isatty():
+        raise LabError(
+            f"'./lab {command}' asks before it deletes, and nobody can answer here. Add --yes."
+        )
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

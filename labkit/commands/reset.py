@@ -1,11 +1,9 @@
 """./lab reset: deletes outputs of the profile in force, or the working copies of the notebooks."""
 
 import argparse
-import sys
 
 from labkit import course
-from labkit.commands import lab_number
-from labkit.errors import LabError
+from labkit.commands import agreed, lab_number
 from labkit.files import dir_mb
 from labkit.folders import MARK, remove, require_own
 from labkit.products import Products, folder_lock
@@ -51,7 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(arguments)
     if options.notebooks:
-        return _delete_copies(WorkingCopies(ROOT), agreed=options.yes)
+        return _delete_copies(WorkingCopies(ROOT), yes=options.yes)
     folder = runs_folder() / profile_name()
     first = None if options.all else options.first
     labs = f"labs {first} to {max(course.LABS)}" if first else "all labs"
@@ -63,7 +61,9 @@ def main(arguments: list[str]) -> int:
             before = dir_mb(folder)
             if not (
                 options.yes
-                or _agreed(f"delete the outputs of {labs} in {folder}, up to {before:,.0f} MB?")
+                or agreed(
+                    "reset", f"delete the outputs of {labs} in {folder}, up to {before:,.0f} MB?"
+                )
             ):
                 print("nothing was deleted")
                 return 1
@@ -78,27 +78,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _delete_copies(copies: WorkingCopies, *, agreed: bool) -> int:
+def _delete_copies(copies: WorkingCopies, *, yes: bool) -> int:
     names = copies.names()
     if not names:
         print("nothing to delete: no notebook of the labs was saved in JupyterLab")
         return 0
     listed = ", ".join(names)
-    if not (agreed or _agreed(f"delete your versions of the notebooks ({listed})?")):
+    if not (yes or agreed("reset", f"delete your versions of the notebooks ({listed})?")):
         print("nothing was deleted")
         return 1
     copies.delete()
     print(f"{copies.folder} is deleted. The labs open as they came.")
     return 0
-
-
-def _agreed(question: str) -> bool:
-    """Whether the user says yes; a script is not asked, it says --yes."""
-    if not sys.stdin.isatty():
-        raise LabError(
-            "'./lab reset' asks before it deletes, and nobody can answer here. Add --yes."
-        )
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _delete(products: Products, first: str | None) -> None:

@@ -1,7 +1,9 @@
 """The models of an Azure ML workspace as a registry."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from azure.ai.ml.constants import ListViewType
@@ -14,6 +16,32 @@ from labkit.registry.azure_errors import cut_off
 from labkit.registry.base import Registry, number
 from labkit.registry.blobs import blobs, download
 from labkit.registry.manifest import LIMIT, MANIFEST, check_names, read_manifest
+
+
+class Meter(NamedTuple):
+    """Something in a workspace that costs money, and how many machines of *size* that is now."""
+
+    kind: str
+    name: str
+    why: str
+    size: str | None = None
+    machines: int = 0
+
+
+def meters(client) -> Iterator[Meter]:
+    """What costs money in the workspace of *client*, whoever made it; also what is stopped."""
+    for compute in client.compute.list():
+        state = getattr(compute, "state", None)
+        state = getattr(state, "value", state) or ""
+        size = getattr(compute, "size", None)
+        if nodes := getattr(compute, "min_instances", None):
+            why = f"keeps {nodes} nodes also at rest"
+            yield Meter("cluster", compute.name, why, size, int(nodes))
+        elif state:
+            runs = state.lower() not in ("stopped", "stopping", "deleting")
+            yield Meter("compute", compute.name, state, size, int(runs))
+    for endpoint in client.online_endpoints.list():
+        yield Meter("endpoint", endpoint.name, "by the hour, while it exists")
 
 
 class WorkspaceRegistry(Registry):
@@ -49,15 +77,9 @@ class WorkspaceRegistry(Registry):
         """Compute that runs, endpoints, and the storage of model *name*, one line each."""
         rows = []
         with self.errors("listing the costs"):
-            for compute in self.client.compute.list():
-                state = getattr(compute, "state", None)
-                state = getattr(state, "value", state) or ""
-                if nodes := getattr(compute, "min_instances", None):
-                    rows.append(f"cluster {compute.name}: keeps {nodes} nodes also at rest")
-                elif state and state.lower() not in ("stopped", "stopping", "deleting"):
-                    rows.append(f"compute {compute.name}: {state}")
-            for endpoint in self.client.online_endpoints.list():
-                rows.append(f"endpoint {endpoint.name}: by the hour, while it exists")
+            for meter in meters(self.client):
+                if meter.machines or meter.kind == "endpoint":
+                    rows.append(f"{meter.kind} {meter.name}: {meter.why}")
             active = {model.version for model in self._versions(name)}
             for version in self._with_files(name):
                 if mb := sum(self.files(name, version).values()) / 1e6:

@@ -122,5 +122,7 @@ def _lab_error(doing: str, error: core.AzureError, workspace: tuple | None) -> L
         )
     else:
         site = "https://learn.microsoft.com/azure/machine-learning"
-        text = f"Azure said no ({told}). Look the code up at {site}."
+        said = getattr(getattr(error, "error", None), "message", None) or ""
+        said = " ".join(said.split())[:200].rstrip(".") or "without a word"
+        text = f"Azure said no ({told}): {said}. Look the code up at {site}."
     return LabError(f"{doing}: {text}")

@@ -17,6 +17,7 @@ fixtures.py   `rig` and `rig_session`, for tests
 lifecycle.py  start, reset, a client's environment
 install.py    node and Azurite (azurite/ has its lock)
 services.py   what the emulated services know and answer
+computes.py   instances that are made and deleted, the notebooks' file share
 traffic.py    requests: records of them, faults to order
 server.py     HTTP, TLS, the proxy; carries the faults out
 az.py         what a client takes for the Azure command line

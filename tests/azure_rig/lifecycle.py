@@ -11,6 +11,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from .computes import Computes
 from .install import AZURITE, RigUnavailable, install
 from .server import Door, Server
 from .services import ACCOUNT, AZURE, BLOB, Cloud
@@ -19,7 +20,7 @@ from .traffic import Traffic
 FULL = 64 * 2**20  # from this size on, Azurite adds nothing to a file of its store
 
 
-class Rig(Cloud, Traffic):
+class Rig(Computes, Cloud, Traffic):
     """Azure on loopback, for as long as the with block lasts.
 
     with Rig() as rig:

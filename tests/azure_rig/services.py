@@ -16,7 +16,8 @@ from xml.sax.saxutils import escape
 ACCOUNT = "labrigstorage"
 ARM, ENTRA, CATALOG = "management.azure.com", "login.microsoftonline.com", "eastus.api.azureml.ms"
 BLOB = f"{ACCOUNT}.blob.core.windows.net"
-AZURE = (ARM, ENTRA, CATALOG, BLOB)  # all that clients reach
+FILES = f"{ACCOUNT}.file.core.windows.net"
+AZURE = (ARM, ENTRA, CATALOG, BLOB, FILES)  # all that clients reach
 # where a virtual machine asks for its identity; DefaultAzureCredential always tries it
 METADATA = "169.254.169.254"
 SCOPE = re.compile(
@@ -34,7 +35,7 @@ class Fail(Exception):  # noqa: N818
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 
     def answer(self, host: str) -> tuple[int, dict | bytes, dict]:
-        if host == BLOB:
+        if host in (BLOB, FILES):
             code, message = escape(self.code), escape(self.message)
             text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
             return (
@@ -383,7 +384,7 @@ class Cloud:
         about["properties"] = {"vmSize": "Standard_DS3_v2"} | more
         where = f"{self.workspace_id}/computes/{name}"
         self.computes.append(
-            {"id": where, "name": name, "location": "eastus", "properties": about}
+            {"id": where, "name": name, "location": "eastus", "tags": {}, "properties": about}
         )
 
     def add_endpoint(self, name: str):

@@ -1,8 +1,10 @@
 """./lab reset: asks first, deletes outputs, and nothing else."""
 
+import sys
+
 import pytest
 
-from labkit.commands import main, reset, status
+from labkit.commands import main, status
 from labkit.course import LABS
 from labkit.profiles import resolve_profile
 
@@ -16,7 +18,7 @@ def done(executed, course):
 
 def answer(monkeypatch, text):
     """Sits at the terminal and types *text*."""
-    monkeypatch.setattr(reset.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: text)
 
 
@@ -35,7 +37,7 @@ def test_it_deletes_after_a_yes(done, monkeypatch, text):
 
 
 def test_a_script_says_yes_itself(done, monkeypatch, capsys):
-    monkeypatch.setattr(reset.sys.stdin, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert main(["reset"]) == 1
     assert "Add --yes" in capsys.readouterr().err and (done / "base").exists()
     assert main(["reset", "--yes"]) == 0
