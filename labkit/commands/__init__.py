@@ -18,7 +18,7 @@ COMMANDS = {
         "no",
     ),
     "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
-    "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
+    "run": ("run all labs and write a report: [--force] [--from NN] [--only NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
     "serve": (
         "answer as OpenAI's interface: [--run DIR] [--host H] [--port N] [--token T]",
@@ -32,6 +32,12 @@ COMMANDS = {
         " [--replace]",
         "yes",
     ),
+    "submit": (
+        "run the labs on a cluster of Azure ML: [--dry-run] [--compute C] [--gpus N]"
+        " [--nightly CRON]",
+        "yes",
+    ),
+    "endpoint": ("serve the packaged model in Azure ML: test, up or down", "yes"),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "test": ("run the tests: [--quick] [--all] [pytest's arguments]", "yes"),
     "help": ("print this list", "no"),

@@ -12,6 +12,7 @@ from azure.core.pipeline.policies import SansIOHTTPPolicy
 from labkit.errors import LabError
 from labkit.registry import VARIABLES
 
+EVENT_TAG = "labkit-event"  # on all that an event has made, and may delete
 SILENCE_S = 60  # longest wait for a connection or for the next byte
 
 

@@ -1,0 +1,107 @@
+"""The packaged model behind an online endpoint of Azure ML, and the same server on this machine."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from labkit.capture import last_lines
+from labkit.errors import LabError
+from labkit.extras import extra_packages, lock_of
+from labkit.profiles import ROOT
+
+SCORING = ROOT / "labkit" / "cluster" / "scoring"
+IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"
+RUNTIME = ("numpy", "onnxruntime", "onnxruntime-genai")  # what score.py needs, of locks/cpu.txt
+DEPLOYMENT = "blue"
+START_S = 60  # longest wait for the server
+
+
+def entities(name: str, package: Path, size: str) -> tuple:
+    """(endpoint, deployment) *name* that serves the folder *package* on one machine of *size*."""
+    from azure.ai.ml.entities import (
+        CodeConfiguration,
+        Environment,
+        ManagedOnlineDeployment,
+        ManagedOnlineEndpoint,
+        Model,
+    )
+
+    from labkit.registry.sdk import EVENT_TAG
+
+    endpoint = ManagedOnlineEndpoint(name=name, auth_mode="key", tags={EVENT_TAG: "endpoint"})
+    pip = {"pip": [*pinned(ROOT / "locks" / "cpu.txt", RUNTIME), *pinned(lock_of("endpoint"))]}
+    conda = {"name": "scoring", "dependencies": ["python=3.11", "pip", pip]}
+    deployment = ManagedOnlineDeployment(
+        name=DEPLOYMENT,
+        endpoint_name=name,
+        model=Model(path=str(package), type="custom_model"),
+        code_configuration=CodeConfiguration(code=str(SCORING), scoring_script="score.py"),
+        environment=Environment(image=IMAGE, conda_file=conda),
+        instance_type=size,
+        instance_count=1,
+        tags={EVENT_TAG: "endpoint"},
+    )
+    return endpoint, deployment
+
+
+def pinned(lock: Path, only: tuple[str, ...] = ()) -> list[str]:
+    """The lines NAME==VERSION of a *lock*, or those of the packages in *only*."""
+    lines = [line.split("#")[0].strip() for line in lock.read_text().splitlines()]
+    return [line for line in lines if line and (not only or line.split("==")[0] in only)]
+
+
+@contextlib.contextmanager
+def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
+    """Azure's inference server with *package* on this machine alone: its address, for as long as
+    the block lasts.
+
+    Raises LabError where its packages are missing, or it does not start.
+    """
+    packages = extra_packages("endpoint")
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    # the server's own start listens on all addresses; what it runs, gunicorn, is started here
+    env = os.environ | {
+        "PYTHONPATH": str(packages),
+        "AZUREML_MODEL_DIR": str(package),
+        "AML_APP_ROOT": str(SCORING),
+        "AZUREML_ENTRY_SCRIPT": "score.py",
+        "AML_APP_INSIGHTS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    command += ["--timeout", "300", "azureml_inference_server_http.server.entry:app"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with open(log, "w") as out:
+            server = subprocess.Popen(
+                command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT
+            )
+        try:
+            _wait(server, port, log)
+            yield f"http://127.0.0.1:{port}/score"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _wait(server: subprocess.Popen, port: int, log: Path) -> None:
+    import requests
+
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"http://127.0.0.1:{port}/", timeout=5).ok:
+                return
+        time.sleep(0.2)
+    raise LabError(
+        "Azure's inference server did not start with this package. Run lab 06 again, then "
+        f"'./lab endpoint test'. The end of what it said:\n{last_lines(log)}"
+    )
