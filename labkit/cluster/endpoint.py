@@ -17,7 +17,6 @@ from labkit.profiles import ROOT
 
 SCORING = ROOT / "labkit" / "cluster" / "scoring"
 IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"
-RUNTIME = ("numpy", "onnxruntime", "onnxruntime-genai")  # what score.py needs, of locks/cpu.txt
 DEPLOYMENT = "blue"
 START_S = 60  # longest wait for the server
 
@@ -35,7 +34,8 @@ def entities(name: str, package: Path, size: str) -> tuple:
     from labkit.registry.sdk import EVENT_TAG
 
     endpoint = ManagedOnlineEndpoint(name=name, auth_mode="key", tags={EVENT_TAG: "endpoint"})
-    pip = {"pip": [*pinned(ROOT / "locks" / "cpu.txt", RUNTIME), *pinned(lock_of("endpoint"))]}
+    lines = [line.split("#")[0].strip() for line in lock_of("endpoint").read_text().splitlines()]
+    pip = {"pip": list(filter(None, lines))}
     conda = {"name": "scoring", "dependencies": ["python=3.11", "pip", pip]}
     deployment = ManagedOnlineDeployment(
         name=DEPLOYMENT,
@@ -50,12 +50,6 @@ def entities(name: str, package: Path, size: str) -> tuple:
     return endpoint, deployment
 
 
-def pinned(lock: Path, only: tuple[str, ...] = ()) -> list[str]:
-    """The lines NAME==VERSION of a *lock*, or those of the packages in *only*."""
-    lines = [line.split("#")[0].strip() for line in lock.read_text().splitlines()]
-    return [line for line in lines if line and (not only or line.split("==")[0] in only)]
-
-
 @contextlib.contextmanager
 def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
     """Azure's inference server with *package* on this machine alone: its address, for as long as
@@ -68,7 +62,8 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-    # the server's own start listens on all addresses; what it runs, gunicorn, is started here
+    # its own start listens on all addresses: here is what that runs. It would take OpenTelemetry
+    # of another version from the labs' packages: so without them (-S)
     env = os.environ | {
         "PYTHONPATH": str(packages),
         "AZUREML_MODEL_DIR": str(package),
@@ -76,7 +71,7 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
         "AZUREML_ENTRY_SCRIPT": "score.py",
         "AML_APP_INSIGHTS_ENABLED": "false",
     }
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    command = [sys.executable, "-S", "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
     command += ["--timeout", "300", "azureml_inference_server_http.server.entry:app"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
