@@ -1,4 +1,4 @@
-"""The packaged model behind an online endpoint of Azure ML, and the same server on this machine."""
+"""The package behind an online endpoint of Azure ML, and the same server on this machine."""
 
 import contextlib
 import os
@@ -21,8 +21,11 @@ DEPLOYMENT = "blue"
 START_S = 60  # longest wait for the server
 
 
-def entities(name: str, package: Path, size: str) -> tuple:
-    """(endpoint, deployment) *name* that serves the folder *package* on one machine of *size*."""
+def entities(order, package: Path) -> tuple:
+    """(endpoint, deployment) that serves the folder *package*.
+
+    *order* has the endpoint's name, the size of its virtual machine, and the event it is of.
+    """
     from azure.ai.ml.entities import (
         CodeConfiguration,
         Environment,
@@ -33,19 +36,20 @@ def entities(name: str, package: Path, size: str) -> tuple:
 
     from labkit.registry.sdk import EVENT_TAG
 
-    endpoint = ManagedOnlineEndpoint(name=name, auth_mode="key", tags={EVENT_TAG: "endpoint"})
+    tags = {EVENT_TAG: order.event}  # what an event has made is deleted with it
+    endpoint = ManagedOnlineEndpoint(name=order.name, auth_mode="key", tags=dict(tags))
     lines = [line.split("#")[0].strip() for line in lock_of("endpoint").read_text().splitlines()]
     pip = {"pip": list(filter(None, lines))}
     conda = {"name": "scoring", "dependencies": ["python=3.11", "pip", pip]}
     deployment = ManagedOnlineDeployment(
         name=DEPLOYMENT,
-        endpoint_name=name,
+        endpoint_name=order.name,
         model=Model(path=str(package), type="custom_model"),
         code_configuration=CodeConfiguration(code=str(SCORING), scoring_script="score.py"),
         environment=Environment(image=IMAGE, conda_file=conda),
-        instance_type=size,
+        instance_type=order.size,
         instance_count=1,
-        tags={EVENT_TAG: "endpoint"},
+        tags=dict(tags),
     )
     return endpoint, deployment
 
@@ -71,7 +75,16 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
         "AZUREML_ENTRY_SCRIPT": "score.py",
         "AML_APP_INSIGHTS_ENABLED": "false",
     }
-    command = [sys.executable, "-S", "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-S",
+        "-m",
+        "gunicorn",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "1",
+    ]
     command += ["--timeout", "300", "azureml_inference_server_http.server.entry:app"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

@@ -16,20 +16,6 @@ EXPERIMENT = "on-device-lab"
 SIZES = {"cpu": "Standard_D4ds_v5", "gpu": "Standard_NC24ads_A100_v4"}  # virtual machines
 IDLE_S = 600  # a cluster keeps its node so long after the last step; then it costs nothing
 
-# What a step runs. It takes what the labs before it have made, runs one lab, and hands on what is
-# there now; every file is checked against its SHA-256 on the way in.
-TAKE = "bash lab catch-up {number} --from ${{{{inputs.before}}}}/bundle.tar"
-RUN = "bash lab run --only {number}"
-HAND_ON = (
-    "bash lab bundle --out ${{{{outputs.after}}}}/bundle.tar"
-    " && cp -r $LAB_RUNS/*/notebooks ${{{{outputs.after}}}}"
-)
-# Azure ML starts a distributed step's command once for each GPU
-SHARE = (
-    "export LAB_RUNS=$LAB_RUNS-$RANK && {take} && $LAB_PYTHON -m labkit.cluster.train"
-    " && if [ $RANK = 0 ]; then unset RANK LOCAL_RANK WORLD_SIZE; {run} && {hand_on}; fi"
-)
-
 
 @dataclass(frozen=True)
 class Order:
@@ -42,12 +28,24 @@ class Order:
 
 
 def step_command(number: str, *, gpus: int = 1) -> str:
-    """The command line of lab *number*'s step, with Azure ML's places for folders."""
-    parts = [TAKE, RUN, HAND_ON] if number > min(LABS) else [RUN, HAND_ON]
-    take, *_, run, hand_on = [part.format(number=number) for part in [TAKE, *parts[-2:]]]
+    """The command line of lab *number*'s step, with Azure ML's places for folders.
+
+    It takes what the labs before it have made, runs one lab, and hands on what is there now. Every
+    file is compared with its SHA-256 on the way in.
+    """
+    take = f"bash lab catch-up {number} --from ${{{{inputs.before}}}}/bundle.tar"
+    run = f"bash lab run --only {number}"
+    hand_on = (
+        "bash lab bundle --out ${{outputs.after}}/bundle.tar"
+        " && cp -r $LAB_RUNS/*/notebooks ${{outputs.after}}"
+    )
     if number == "03" and gpus > 1:
-        return SHARE.format(take=take, run=run, hand_on=hand_on)
-    return " && ".join(part.format(number=number) for part in parts)
+        # Azure ML starts this once for each GPU; each process has a run folder of its own, and
+        # the first one, alone again, runs the lab, which finds its adapter there
+        train = "export LAB_RUNS=$LAB_RUNS-$RANK && {} && $LAB_PYTHON -m labkit.cluster.train"
+        alone = "if [ $RANK = 0 ]; then unset RANK LOCAL_RANK WORLD_SIZE; {} && {}; fi"
+        return f"{train.format(take)} && {alone.format(run, hand_on)}"
+    return " && ".join([take, run, hand_on] if number > min(LABS) else [run, hand_on])
 
 
 @contextlib.contextmanager
@@ -144,9 +142,7 @@ def nightly(order: Order, code: Path, image: Path, cron: str):
 
     job = _settled(night(), order)
     job.settings.force_rerun = True
-    return JobSchedule(
-        name="labkit-nightly", trigger=CronTrigger(expression=cron), create_job=job
-    )
+    return JobSchedule(name="labkit-nightly", trigger=CronTrigger(expression=cron), create_job=job)
 
 
 def ensure_cluster(client, order: Order, size: str | None = None) -> None:
@@ -188,7 +184,7 @@ def _step(order: Order, code: Path, image: Path, **about):
     settings = {"LAB_PROFILE": order.profile.name, "LAB_MODEL": order.profile.model}
     settings |= {"LAB_STEPS": str(order.steps)} if order.steps else {}
     # on the node's own disk; and no step has anybody's sign-in
-    settings |= {"LAB_RUNS": "/tmp/labkit-runs", "LAB_REHEARSE": "1"}  # noqa: S108
+    settings |= {"LAB_RUNS": "/tmp/labkit-runs", "LAB_REHEARSE": "1"}
     return command(
         code=str(code),
         environment=Environment(build=BuildContext(path=str(image))),

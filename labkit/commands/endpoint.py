@@ -22,6 +22,9 @@ def main(arguments: list[str]) -> int:
         help="answer a question here; deploy to Azure ML; delete that again",
     )
     parser.add_argument("--name", default="labkit-travel", help="of the endpoint")
+    parser.add_argument(
+        "--event", default="endpoint", help="the event that './lab room down' ends, and this too"
+    )
     parser.add_argument("--size", default="Standard_DS3_v2", help="its virtual machine")
     parser.add_argument("--ask", default=QUESTION, metavar="TEXT", help="the question of a test")
     options = parser.parse_args(arguments)
@@ -63,7 +66,7 @@ def deploy(options) -> int:
 
     folder = package()
     client, workspace = connected()
-    endpoint, deployment = entities(options.name, folder, options.size)
+    endpoint, deployment = entities(options, folder)
     with azure_errors(f"deploying {options.name}", workspace):
         client.online_endpoints.begin_create_or_update(endpoint).result(timeout=600)
         client.online_deployments.begin_create_or_update(deployment).result(timeout=1800)
@@ -93,7 +96,7 @@ def connected() -> tuple:
     if not workspace:
         raise LabError(
             "no workspace is configured: jobs and endpoints need one. Set AZURE_SUBSCRIPTION_ID, "
-            "AZURE_RESOURCE_GROUP and AZURE_ML_WORKSPACE (docs/AZURE.md); './lab submit --dry-run' "
-            "and './lab endpoint test' need none."
+            "AZURE_RESOURCE_GROUP and AZURE_ML_WORKSPACE (docs/AZURE.md); './lab submit "
+            "--dry-run' and './lab endpoint test' need none."
         )
     return sdk.client(sdk.credential(), *workspace), workspace

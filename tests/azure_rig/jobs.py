@@ -15,8 +15,8 @@ def answer(cloud, call, *parts):
     """The answer to a request of these kinds; None where it is of another kind."""
     path = "/".join(parts)
     match call.method, *parts:
-        case "GET", kind, name, "versions" if kind in ASSETS:
-            where = f"{kind}/{name}/versions/"
+        case ("GET", *_) if parts[-1] in ("versions", "deployments") and parts[0] != "models":
+            where = f"{path}/"
             return {"value": [_told(cloud, one) for one in cloud.sent if one.startswith(where)]}
         case "POST", "codes", _, "versions", _, "startPendingUpload":
             from .services import BLOB
@@ -46,17 +46,19 @@ def answer(cloud, call, *parts):
             }
             return 201, body, {}
         case "PUT", ("schedules" | "onlineEndpoints"), name:
-            body = _kept(cloud, call, path)
+            _kept(cloud, call, path)
             if parts[0] == "onlineEndpoints":
-                cloud.endpoints = [one for one in cloud.endpoints if one["name"] != name]
-                cloud.endpoints.append(body)
                 uri = f"https://{name}.eastus.inference.ml.azure.com/score"
-                body["properties"] |= {"scoringUri": uri}
-            return 201, body, {}
+                cloud.sent[path]["properties"]["scoringUri"] = uri
+                cloud.endpoints = [one for one in cloud.endpoints if one["name"] != name]
+                cloud.endpoints.append(_told(cloud, path))
+            return 201, _told(cloud, path), {}
         case "PUT", "onlineEndpoints", _, "deployments", _:
             if cloud.quota_is_used_up:
                 cloud.fail(400, "OutOfQuota", QUOTA)
-            return 201, _kept(cloud, call, path), {}
+            _kept(cloud, call, path)
+            cloud.sent[path]["properties"]["scaleSettings"] = {"scaleType": "Default"}
+            return 201, _told(cloud, path), {}
         case "DELETE", "onlineEndpoints", name:
             cloud.endpoints = [one for one in cloud.endpoints if one["name"] != name]
             for one in [one for one in cloud.sent if f"{one}/".startswith(f"{path}/")]:
