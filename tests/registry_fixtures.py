@@ -1,5 +1,6 @@
 """A package, a registry in a folder, and the emulated Azure with a registry in it."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -52,3 +53,15 @@ def lab(tmp_path):
 @pytest.fixture
 def registry(azure, lab):
     return labkit.open_registry(lab)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """What a job is sent is two folders of one file."""
+    from labkit.cluster import jobs
+
+    folders = tmp_path / "code", tmp_path / "environment"
+    for folder in folders:
+        folder.mkdir()
+        (folder / "Dockerfile").write_text(f"FROM {folder.name}" + " " * 2000)
+    monkeypatch.setattr(jobs, "staged", lambda _: contextlib.nullcontext(folders))

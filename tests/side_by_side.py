@@ -21,6 +21,7 @@ TAKE_PRODUCTS = (
     "test_route.py",
     "test_killed.py",
     "test_serve.py",
+    "test_endpoint.py",
 )
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.

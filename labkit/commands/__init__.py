@@ -18,7 +18,7 @@ COMMANDS = {
         "no",
     ),
     "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
-    "run": ("run all labs and write a report: [--force] [--from NN]", "yes"),
+    "run": ("run all labs and write a report: [--force] [--from NN] [--only NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
     "serve": (
         "answer as OpenAI's interface: [--run DIR] [--host H] [--port N] [--token T]",
@@ -36,6 +36,12 @@ COMMANDS = {
         "a compute instance in Azure ML for each line of a CSV: plan, up, status, down",
         "yes",
     ),
+    "submit": (
+        "run the labs on a cluster of Azure ML: [--dry-run] [--compute C] [--gpus N]"
+        " [--nightly CRON]",
+        "yes",
+    ),
+    "endpoint": ("serve the packaged model in Azure ML: test, up or down", "yes"),
     "reset": ("delete outputs: [--from NN] [--all], or edits: [--notebooks]", "where set up"),
     "nightly": (
         "run everything, and write a page of it: [--only PART] [--history DIR] [--accept]",

@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
         type=lab_number,
         help="keep no result of lab NN and those after it",
     )
+    parser.add_argument(
+        "--only", metavar="NN", type=lab_number, help="run lab NN alone, on what there is"
+    )
     options = parser.parse_args(arguments)
     profile = resolve_profile()
     products = Products(runs_folder() / profile.name)
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
         for stamp in products.stamps() if first else ():
             if stamp.lab >= first:
                 products.forget(stamp.name)
-        rows = _run_labs(products, profile)
+        rows = _run_labs(products, profile, only=options.only)
         _print_table(rows)  # before files are written, for which the disk may have no room
         failed = [number for number, (state, _) in rows.items() if state in ("FAILED", "not run")]
         write_summary(products, profile, failed=failed)
@@ -100,11 +103,15 @@ def is_made(products: Products, profile: Profile, number: str) -> bool:
     return not course.missing(number, current, device=profile.device)
 
 
-def _run_labs(products: Products, profile: Profile) -> dict[str, tuple[str, float | None]]:
+def _run_labs(
+    products: Products, profile: Profile, *, only: str | None = None
+) -> dict[str, tuple[str, float | None]]:
     """Lab -> (state, seconds)."""
     rows: dict[str, tuple[str, float | None]] = {}
     with Progress() as progress:
         for number, lab in course.LABS.items():
+            if only not in (None, number):
+                continue
             if unchanged(products, profile, number):
                 progress.line(f"{number} {lab.name}: complete and unchanged")
                 rows[number] = ("unchanged", products.stamp(executed(number)).seconds)

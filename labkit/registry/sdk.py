@@ -78,6 +78,8 @@ def client(signed_in, *workspace: str, **registry: str):
     from azure.ai.ml import MLClient
     from azure.ai.ml._utils import _asset_utils
 
+    # of its classes, which nobody has asked about
+    logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
     # four hours, and no setting changes that: an upload that stalls would hang the cell
     _asset_utils.DEFAULT_CONNECTION_TIMEOUT = SILENCE_S
     patience = {

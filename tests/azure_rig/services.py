@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, quote, unquote
 from xml.sax.saxutils import escape
 
+from . import jobs
+
 ACCOUNT = "labrigstorage"
 ARM, ENTRA, CATALOG = "management.azure.com", "login.microsoftonline.com", "eastus.api.azureml.ms"
 BLOB = f"{ACCOUNT}.blob.core.windows.net"
@@ -114,6 +116,8 @@ class Cloud:
         self.archived: set[str] = set()  # models archived as a whole
         self.computes: list[dict] = []  # as Resource Manager lists them; add_compute() writes one
         self.endpoints: list[dict] = []
+        self.sent: dict[str, dict] = {}  # jobs, what they need, and endpoints: path -> body
+        self.quota_is_used_up = False
         self.containers = {
             use: f"azureml-{use}-{uuid.uuid4()}" for use in ("blobstore", "catalog")
         }
@@ -292,6 +296,8 @@ class Cloud:
     # -- the workspace: itself, its datastore, computes and endpoints
 
     def _workspace(self, call: Call, *parts):
+        if (found := jobs.answer(self, call, *parts)) is not None:
+            return found
         match call.method, *parts:
             case "GET", "":
                 about = {
@@ -352,6 +358,11 @@ class Cloud:
                 )(name)
                 return self._container(name, versions)
         return self._models(call, self.models, *parts)
+
+    @staticmethod
+    def fail(status: int, code: str, message: str):
+        """Answers with an error."""
+        raise Fail(status, code, message)
 
     def _datastore(self, name: str) -> dict:
         if name != "workspaceblobstore":
