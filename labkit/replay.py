@@ -58,7 +58,8 @@ def replay(folder: Path, stamp: Stamp) -> None:
     factor = max(1.0, reports[-1][0] / LONGEST_S)
     with _Replay(factor) as progress:
         started = time.monotonic()
-        progress.show(f"RECORDED: {stamp.name}, {stamp.made_at}, {factor:.0f} times as fast")
+        pace = f", {factor:.0f} times as fast" if factor > 1.5 else ""
+        progress.show(f"RECORDED: {stamp.name}, {stamp.made_at}{pace}")
         for at, unit, done, total, values in reports:
             time.sleep(max(0.0, started + at / factor - time.monotonic()))
             progress.advance(unit, done, total, values)

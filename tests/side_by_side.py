@@ -20,6 +20,7 @@ TAKE_PRODUCTS = (
     "test_page.py",
     "test_route.py",
     "test_killed.py",
+    "test_on_stage.py",
     "test_serve.py",
 )
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
