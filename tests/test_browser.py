@@ -27,7 +27,7 @@ INSTALL = (
 ANSWER = re.compile(r"Answer\s*\w")
 SPEED = re.compile(r"[1-9]\d* tokens, [1-9]\d* tokens/s")
 TOKEN = "browser-test"
-SLOW_MS = 60_000  # a machine that also does other things
+SLOW_MS = 240_000  # a machine that also does other things
 WATCH = """box => {
     window.seen = [];
     const watch = new MutationObserver(() => window.seen.push(box.innerText));
@@ -178,7 +178,7 @@ STAGE = [
     "def train(recipe, out):\n"
     "    for step in range(31):\n"
     "        report('steps', step, 30, loss=5 - step / 15)\n"
-    "        time.sleep(0.1)\n"
+    "        time.sleep(0.2)\n"
     "    out.write_text('weights')\n\n\n"
     "lab = Lab('03', PROFILES['cpu'])\n"
     "made = lab.keep('lora', train)",
@@ -192,6 +192,7 @@ POINTS = """element => {  // on a slide of 960 points
         : parseFloat(getComputedStyle(element).fontSize);
     return size / innerWidth * 960;
 }"""
+CHART, LARGE = 'img[alt*=" of 30 steps"]', f"one => ({POINTS})(one) >= 17.9"
 
 
 @pytest.mark.slow
@@ -218,12 +219,11 @@ def test_on_stage_all_is_large_and_a_recording_says_that_it_is_one(page, clone, 
         outputs = page.locator(".jp-OutputArea-output")
         live = outputs.filter(has_text="RECORDED: lora, ")
         expect(live.locator("progress")).to_be_visible()
-        expect(live.locator("img")).to_be_visible()
-        assert live.locator("img").evaluate(POINTS) >= 17.9
-        live.screenshot(path=tmp_path / "replay.png")
+        page.wait_for_function(f"() => [...document.querySelectorAll('{CHART}')].some({LARGE})")
+        page.screenshot(path=tmp_path / "replay.png")
         said = outputs.filter(has_text="that was a recording of")
         expect(said).to_contain_text("Nothing was made now")
-        expect(outputs.filter(has_text="30 steps in 3 s, loss 5.00 to 3.00")).to_have_count(2)
+        expect(outputs.filter(has_text="30 steps in 6 s, loss 5.00 to 3.00")).to_have_count(2)
         page.screenshot(path=tmp_path / "stage.png")
         picture = page.locator("img[alt^='The route']")
         assert picture.evaluate(POINTS) >= 17.9
