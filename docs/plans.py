@@ -3,7 +3,7 @@
 A lab's cells run while you tell what they do, so a lab takes the longer of the two. Who steps
 through it reads, runs, and reads on: that adds up. Exercises come on top. Times of cells are those
 of data/seconds.json, of reading and exercises those of the notebooks' first cells.
-tests/test_plans.py fails where the page is older than these.
+What is said stands in the speaker notes. tests/test_plans.py fails where the page is older.
 """
 
 import json
@@ -20,41 +20,8 @@ RUN = SECONDS["labs"] | SECONDS["extras"]  # lab -> seconds
 # a machine without bfloat16 beside that of the table: six labs in 14 minutes (README)
 SLOWER = 14 * 60 / sum(SECONDS["labs"].values())
 
-# lab -> what is said while its cells run, where rooms get stuck, what is not told when late
-NOTES = {
-    "01": (
-        "Why on the device at all; the four prompts, and what a base model of this size cannot do",
-        "a kernel that is not `.venv`'s; a clone on a network drive",
-        "step 3; of step 4 one sentence: related questions stay on one side",
-    ),
-    "02": (
-        "Sixteen lines, groups of 32, and why one loud channel decides; predict the size first",
-        "whether 0.1 nats are much: point at the interval",
-        "steps 2 and 4",
-    ),
-    "03": (
-        "LoRA by the picture of step 2; the live loss: when is it flat, and why train on 4 bits?",
-        "the training takes longest of all: nobody starts it twice",
-        "step 2's layer by hand; step 6",
-    ),
-    "04": (
-        "One graph, the adapter apart; read one block of the picture from below",
-        "expecting a smaller file than lab 02's: the head has 8 bits",
-        "step 5",
-    ),
-    "05": (
-        "Predict who is faster and by how much; then the chat box, one question of the room",
-        "a busy machine: nothing else may run in step 4",
-        "step 5",
-    ),
-    "06": (
-        "What a colleague needs to trust a file: name, version, hash. The closing answer",
-        "no workspace: it rehearses in a folder, which is meant so",
-        "step 6",
-    ),
-    "08": ("Forty phones, one model in memory: predict the latency of the tenth", "", ""),
-    "12": ("32 ways to build it: which limits would you set?", "", ""),
-}
+# of a lab's speaker notes: what is said, where rooms get stuck, what is not told when late
+HEAD = ("While it runs", "Stuck", "When late, not")
 
 
 @dataclass
@@ -101,6 +68,12 @@ def times_of(lab: str) -> tuple[float, float]:
     return float(read[1]), float(exercises[1])
 
 
+def notes_of(lab: str) -> list[str]:
+    """What the head of the speaker notes of a lab says."""
+    text = next(ROOT.glob(f"notebooks/speaker/{lab}_*.md")).read_text(encoding="utf-8")
+    return [re.search(rf"^- \*\*{name}:\*\* (.+)$", text, re.MULTILINE)[1] for name in HEAD]
+
+
 def clock(minutes: float) -> str:
     return f"{round(minutes) // 60}:{round(minutes) % 60:02}"
 
@@ -121,7 +94,7 @@ def table(plan: int) -> str:
     ]
     at = 0.0
     for row in PLANS[plan]:
-        says, stuck, skip = NOTES[row.lab]
+        says, stuck, skip = notes_of(row.lab)
         name = notebook(row.lab).stem.replace("_", " ") + ", exercises" * row.exercises
         lines.append(
             f"| {clock(at)} | {name} | {RUN[row.lab] / 60:.1f} min | {says} | {stuck} | {skip} |"

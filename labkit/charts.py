@@ -4,6 +4,7 @@ Units are on the axis, values on the marks, and all of it is readable in greysca
 answers and names hold is shown as it stands: it is no markup, and no formula between dollar signs.
 """
 
+import base64
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,6 +23,7 @@ from labkit.drawing import (
     written,
 )
 from labkit.figures import Estimate
+from labkit.screen import css_width, dots, presenting
 
 # of a <pre>: MathJax looks for no formula in one, and it keeps the breaks of lines
 VERBATIM = (
@@ -116,6 +118,7 @@ def show_with_alternative_text() -> None:
     """Lets a notebook show each figure as an <img> whose alt text is the labels of its axes.
 
     The label is set by `ax.set_label`. The picture/png output of a notebook has no place for it.
+    On a projector it is as wide as :func:`css_width` says.
     """
     from IPython import get_ipython
     from IPython.core.pylabtools import print_figure
@@ -126,14 +129,19 @@ def show_with_alternative_text() -> None:
 
     def html(figure):
         text = " ".join(ax.get_label() or ax.get_title() for ax in figure.axes)
-        source = f"data:image/png;base64,{print_figure(figure, base64=True)}"
-        return f'<img alt="{escape(text, quote=True)}" src="{source}">'
+        drawn = print_figure(figure)
+        inches = int.from_bytes(drawn[16:20]) / figure.dpi  # with the margins cut off
+        look = f' style="width: {css_width(inches)}; max-width: 100%"' if presenting() else ""
+        source = f"data:image/png;base64,{base64.b64encode(drawn).decode()}"
+        return f'<img alt="{escape(text, quote=True)}"{look} src="{source}">'
 
     plt.switch_backend("module://matplotlib_inline.backend_inline")
     formatters = shell.display_formatter.formatters
     formatters["image/png"].pop(plt.Figure, None)
     formatters["text/html"].for_type(plt.Figure, html)
-    plt.rcParams |= {"figure.dpi": 100, "font.size": 13}
+    plt.rcParams |= {"figure.dpi": dots(), "font.size": 13}
+    if presenting():  # a pale mark is seen from the last row by its edge
+        plt.rcParams |= {"lines.markeredgecolor": "black"}
 
 
 def _unit(values: Mapping[str, Estimate | float]) -> str:

@@ -13,7 +13,7 @@ from labkit.errors import LabError, disk_reason
 from labkit.files import OLIVE_NOTES
 from labkit.folders import remove
 from labkit.profiles import SEED, Profile
-from labkit.progress import Progress
+from labkit.progress import Progress, Report
 
 
 def make(
@@ -24,8 +24,8 @@ def make(
     partial: Path,
     log: Path,
     profile: Profile,
-) -> tuple[Path, dict[str, float]]:
-    """Runs *build*(copy of *recipe*, *partial*); (what to keep of it, its cost).
+) -> tuple[Path, dict[str, float], list[Report]]:
+    """Runs *build*(copy of *recipe*, *partial*); (what to keep of it, its cost, what it reported).
 
     The cost is seconds, and memory in MB. Whatever goes wrong is raised: see :class:`Explained`.
     """
@@ -42,7 +42,7 @@ def make(
         "peak_rss_mb": round(peak.mb, 1),
         "peak_gpu_mb": round(peak.gpu_mb, 1),
     }
-    return written, cost
+    return written, cost, progress.reports
 
 
 def set_seed() -> None:

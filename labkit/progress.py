@@ -16,10 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from labkit.errors import plain
+from labkit.screen import css_width, dots
 
 MARK = {"labkit": "progress"}  # metadata of an output while it is written over
 CHART_S = 5.0  # seconds between two drawings of a chart: one holds the training up for some 0.1 s
-CHART_INCHES, CHART_DPI = (6, 2), 100
+CHART_INCHES = (6, 2)
+MOST_REPORTS = 600  # that are remembered; with more, every second one is forgotten
+
+Report = tuple[float, str, float, float, dict[str, float]]
+"""Seconds since the block began, the unit, how many are done of how many, and what was measured"""
 
 
 def report(unit: str, done: float, total: float, **values: float) -> None:
@@ -57,13 +62,14 @@ class Stage:
     done: float = 0.0
     at: float = 0.0
     values: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    now: Callable[[], float] = time.monotonic
 
     def left(self) -> float | None:
         """Seconds to the end at the pace up to now; None where that is not known."""
         if not self.first < self.done < self.total:
             return None
         pace = (self.at - self.began) / (self.done - self.first)
-        waited = min(pace, time.monotonic() - self.at)  # the next one is not done yet
+        waited = min(pace, self.now() - self.at)  # the next one is not done yet
         return pace * (self.total - self.done) - waited
 
     def __str__(self):
@@ -96,11 +102,14 @@ class Progress:
         self.text, self.since, self.expected, self.told = "", 0.0, None, 0.0
         self.detail: Callable[[], str] = str
         self.going, self.stage, self.is_displayed = False, None, False
-        self.chart, self.drawn, self.drawn_at = "", 0, 0.0
+        self.chart, self.drawn, self.drawn_at, self.chart_every = "", 0, 0.0, CHART_S
+        self.reports: list[Report] = []
+        self.began = self.since
         self.lock, self.done = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self):
+        self.began = self.now()
         _running.append(self)
         self.thread.start()
         return self
@@ -132,14 +141,17 @@ class Progress:
             self.text, self.expected, self.detail = text, expected, detail
             self.going, self.stage = True, None
             if restart:
-                self.since = self.told = time.monotonic()
+                self.since, self.told = self.now(), time.monotonic()
 
     def advance(self, unit: str, done: float, total: float, values: dict[str, float]) -> None:
         """What :func:`report` is told; another unit, or fewer done than before, begins anew."""
         with self.lock:
-            now, stage = time.monotonic(), self.stage
+            now, stage = self.now(), self.stage
+            self.reports.append((round(now - self.began, 3), unit, done, total, values))
+            if len(self.reports) > MOST_REPORTS:
+                del self.reports[1::2]
             if not stage or stage.unit != unit or done < stage.done:
-                self.stage = stage = Stage(unit, total, first=done, began=now)
+                self.stage = stage = Stage(unit, total, done, now, now=self.now)
                 self.chart, self.drawn = "", 0
             stage.total, stage.done, stage.at = total, done, now
             for name, value in values.items():
@@ -151,9 +163,13 @@ class Progress:
             self.going = False
             print(self._over(plain(text)), end="\n" if text else "", flush=True, file=self.out)
 
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        return time.monotonic()
+
     def elapsed(self) -> float:
         """Seconds since the clock was started."""
-        return time.monotonic() - self.since
+        return self.now() - self.since
 
     def _over(self, text: str) -> str:
         return f"\r\x1b[K{text}" if self.live and not self.in_notebook else text
@@ -191,7 +207,7 @@ class Progress:
         if self.stage:
             page += [
                 f'<progress value="{self.stage.done}" max="{self.stage.total}" '
-                f'style="width: {CHART_INCHES[0] * CHART_DPI}px; max-width: 100%"></progress>',
+                f'style="width: {css_width(CHART_INCHES[0])}; max-width: 100%"></progress>',
                 self._chart(self.stage),
             ]
         return {"text/plain": plain(news), "text/html": "<br>".join(filter(None, page))}
@@ -199,11 +215,11 @@ class Progress:
     def _chart(self, stage: Stage) -> str:
         """An image of what was measured up to now; "" where that is less than two points."""
         count = sum(map(len, stage.values.values()))
-        if count == self.drawn or time.monotonic() - self.drawn_at < CHART_S or count < 2:
+        if count == self.drawn or time.monotonic() - self.drawn_at < self.chart_every or count < 2:
             return self.chart
         from matplotlib.figure import Figure  # not pyplot, which belongs to the main thread
 
-        figure = Figure(figsize=CHART_INCHES, dpi=CHART_DPI, layout="constrained")
+        figure = Figure(figsize=CHART_INCHES, dpi=dots(), layout="constrained")
         axes = figure.subplots()
         for (name, points), style in zip(stage.values.items(), ("-", "--", ":"), strict=False):
             axes.plot(*zip(*points, strict=True), style, marker=".", label=name)
@@ -211,10 +227,9 @@ class Progress:
         axes.legend(loc="upper right")
         file = io.BytesIO()
         figure.savefig(file, format="png")
-        width, height = (inches * CHART_DPI for inches in CHART_INCHES)
         data = base64.b64encode(file.getvalue()).decode()
         self.chart = (
-            f'<img width="{width}" height="{height}" alt="{html.escape(str(stage))}" '
+            f'<img style="width: {css_width(CHART_INCHES[0])}" alt="{html.escape(str(stage))}" '
             f'src="data:image/png;base64,{data}">'
         )
         self.drawn, self.drawn_at = count, time.monotonic()

@@ -14,6 +14,8 @@ from labkit.machine import machine_name
 from labkit.making import Explained, make
 from labkit.products import Products, check_name, folder_lock
 from labkit.profiles import Profile, runs_folder
+from labkit.replay import replay, save_recording
+from labkit.screen import presenting
 from labkit.summary import Records, write_summary
 from labkit.workflows import fill_workflow
 
@@ -125,6 +127,8 @@ class Lab:
                 f"{product}: kept, made at {stamp.made_at} in {stamp.seconds:.1f} s from "
                 f"{made_from}{other}"
             )
+            if presenting():
+                replay(self.folder, stamp)
         else:
             if self.products.stamp(product) and change:
                 print(f"{product}: made anew, because {change}")
@@ -137,9 +141,12 @@ class Lab:
                     self.path(need)
                 with Explained(product, partial, log):
                     self.products.forget(product)
-                    written, cost = make(product, build, recipe, entry, partial, log, self.profile)
+                    written, cost, reports = make(
+                        product, build, recipe, entry, partial, log, self.profile
+                    )
                     stamp = self.products.put(product, written, decision, **self._facts(**cost))
                     remove(partial, inside=self.folder)
+                save_recording(self.folder, stamp, reports)
             print(
                 f"{product}: {stamp.seconds:.1f} s, peak memory {stamp.peak_rss_mb:,.0f} MB, "
                 f"{stamp.mb:,.1f} MB written"

@@ -17,6 +17,7 @@ from labkit.files import write_json
 from labkit.making import set_seed
 from labkit.profiles import ROOT, Profile, resolve_profile, runs_folder, saved_choice
 from labkit.progress import clock
+from labkit.screen import presenting
 from labkit.session import Lab
 
 QUIET = {
@@ -58,12 +59,15 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     set_seed()
     if lab.profile.device == "cuda":
         machine.require_free_gpu(lab.profile)
-    about = pace.seconds(lab.profile, number)  # in lab 01 before this machine is measured
+    # in lab 01 before this machine is measured, and of a run without anything prepared
+    about = None if presenting() else pace.seconds(lab.profile, number)
     print(
         f"{'lab' if number in LABS else 'extra'} {number} {entry(number).name} | profile "
         f"{lab.profile.name} | model {lab.profile.model_name}"
         + (f" | about {clock(about)} of computing" if about and number != "01" else "")
     )
+    if presenting():
+        print("on stage: what is prepared is shown from a recording; what is measured is measured")
     print(
         f"{machine.machine()['processor']} | {machine.threads()} threads | "
         f"{lab.profile.provider} | outputs in {lab.folder}"

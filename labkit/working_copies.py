@@ -17,10 +17,10 @@ from labkit.state import read_state
 
 
 class WorkingCopies:
-    """The working copies of the clone *root*."""
+    """The working copies of the clone *root*: those of *kind* "working", or "presenting"."""
 
-    def __init__(self, root: Path):
-        self.folder = root / "runs" / "working"
+    def __init__(self, root: Path, kind: str = "working"):
+        self.folder = root / "runs" / kind
         self.originals = {
             path.name: root / path.relative_to(ROOT)
             for path in map(notebook_path, (*LABS, *EXTRAS))
@@ -59,11 +59,16 @@ class WorkingCopies:
                 continue
             if made_from.get(name) == sha256(original):
                 continue
-            aside = copy.with_name(f"{copy.stem}.yours-{time.strftime('%Y-%m-%d')}.ipynb")
-            while aside.exists():
-                aside = aside.with_name(f"{aside.stem}-again.ipynb")
-            moved[name] = copy.rename(aside)
+            moved[name] = self.set_aside(name)
         return moved
+
+    def set_aside(self, name: str) -> Path:
+        """Renames the copy *name*; its new path."""
+        copy = self.folder / name
+        aside = copy.with_name(f"{copy.stem}.yours-{time.strftime('%Y-%m-%d')}.ipynb")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.stem}-again.ipynb")
+        return copy.rename(aside)
 
     def delete(self) -> None:
         """Deletes all copies, and nothing else that lies in their folder."""

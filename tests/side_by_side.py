@@ -20,6 +20,7 @@ TAKE_PRODUCTS = (
     "test_page.py",
     "test_route.py",
     "test_killed.py",
+    "test_on_stage.py",
     "test_serve.py",
     "test_endpoint.py",
 )

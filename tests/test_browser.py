@@ -17,6 +17,7 @@ import pytest
 
 from labkit.commands.open import command
 from labkit.commands.report import write_report
+from labkit.presenting import write_notes, write_slides
 from labkit.products import Products
 from labkit.profiles import ROOT
 
@@ -46,7 +47,7 @@ def browser():
 
 
 @contextlib.contextmanager
-def jupyterlab(clone, log):
+def jupyterlab(clone, log, **settings):
     """Address of a notebook in a JupyterLab on the *clone*, without settings of the user."""
     env = {
         name: value
@@ -54,6 +55,7 @@ def jupyterlab(clone, log):
         if not name.startswith(("JUPYTER", "XDG_", "IPYTHON"))
     }
     env |= {"HOME": str(clone.parent), "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    env |= settings
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -166,6 +168,76 @@ def test_what_is_run_and_saved_leaves_the_clone_clean(clone, page, tmp_path):
         expect(page.locator(".jp-CodeCell .cm-content").first).to_contain_text("print('mine:'")
         page.get_by_role("link", name="glossary").first.click()
         expect(page.get_by_role("heading", name="Glossary")).to_be_visible()
+
+
+STAGE = [
+    "import time\nimport labkit\nfrom labkit.profiles import PROFILES\n"
+    "from labkit.progress import report\nfrom labkit.session import Lab\n"
+    "from labkit import pictures\nfrom labkit.charts import show_with_alternative_text\n"
+    "show_with_alternative_text()\npictures.route('03');",
+    "def train(recipe, out):\n"
+    "    for step in range(31):\n"
+    "        report('steps', step, 30, loss=5 - step / 15)\n"
+    "        time.sleep(0.2)\n"
+    "    out.write_text('weights')\n\n\n"
+    "lab = Lab('03', PROFILES['cpu'])\n"
+    "made = lab.keep('lora', train)",
+    "made = lab.keep('lora', train)",
+    f"# {'x' * 88}",
+    "labkit.table([{'question': 'Where to?', 'answer': 'Lisbon, in short: up.'}])",
+]
+POINTS = """element => {  // on a slide of 960 points
+    const size = element.tagName == 'IMG'
+        ? 13 / 72 * 200 * element.clientWidth / element.naturalWidth
+        : parseFloat(getComputedStyle(element).fontSize);
+    return size / innerWidth * 960;
+}"""
+CHART, LARGE = 'img[alt*=" of 30 steps"]', f"one => ({POINTS})(one) >= 17.9"
+
+
+@pytest.mark.slow
+def test_on_stage_all_is_large_and_a_recording_says_that_it_is_one(page, clone, tmp_path):
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+    from playwright.sync_api import expect
+
+    path = clone / "notebooks" / "03_finetune.ipynb"
+    book = new_notebook(metadata=json.loads(path.read_text())["metadata"])
+    book.cells = [new_markdown_cell("## Step 3: Train\n\nProse of the lab.")]
+    book.cells += [new_code_cell(text) for text in STAGE]
+    path.write_text(json.dumps(book))
+    write_slides(clone)
+    write_notes(clone, Products(clone / "runs" / "cpu"))
+    page.set_viewport_size({"width": 1280, "height": 720})
+    log = tmp_path / "jupyterlab.log"
+    with jupyterlab(clone, log, LAB_PRESENT="1", LAB_RUNS=str(clone / "runs")) as address:
+        slides = address("03_finetune.ipynb").replace("/lab/tree/", "/doc/tree/")
+        page.goto(slides)
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
+        expect(page.get_by_role("heading", name="Step 3: Train")).to_be_visible()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        outputs = page.locator(".jp-OutputArea-output")
+        live = outputs.filter(has_text="RECORDED: lora, ")
+        expect(live.locator("progress")).to_be_visible()
+        page.wait_for_function(f"() => [...document.querySelectorAll('{CHART}')].some({LARGE})")
+        page.screenshot(path=tmp_path / "replay.png")
+        said = outputs.filter(has_text="that was a recording of")
+        expect(said).to_contain_text("Nothing was made now")
+        expect(outputs.filter(has_text="30 steps in 6 s, loss 5.00 to 3.00")).to_have_count(2)
+        page.screenshot(path=tmp_path / "stage.png")
+        picture = page.locator("img[alt^='The route']")
+        assert picture.evaluate(POINTS) >= 17.9
+        for text, least in ((".cm-content", 14), ("td pre", 18), (".jp-Notebook h2", 20)):
+            assert page.locator(text).first.evaluate(POINTS) >= least, text
+        line = page.locator(".cm-line").filter(has_text="x" * 88)
+        height = float(line.evaluate("e => parseFloat(getComputedStyle(e).lineHeight)"))
+        assert line.bounding_box()["height"] < 1.5 * height  # 90 columns, in one line
+        assert page.evaluate(SIDEWAYS) == []
+        assert "Prose of the lab" not in page.content()
+        assert "Prose of the lab" in path.read_text()
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.goto(re.search(r"own screen: (\S+)", log.read_text())[1].replace("...", TOKEN))
+        expect(page.get_by_role("heading", name="speaker notes")).to_be_visible()
 
 
 def words(element) -> list[str]:

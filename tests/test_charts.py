@@ -1,17 +1,20 @@
 """Bars, lines and tables: what they say, and that nothing covers anything."""
 
+import base64
 import html
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib.pyplot
 import pytest
-from drawn import nothing_is_covered, texts_of
+from drawn import LEAST, contrast, nothing_is_covered, texts_of
+from IPython.core.formatters import DisplayFormatter
 
 matplotlib.use("agg")
 
 from labkit import charts
-from labkit.drawing import numbers
+from labkit.drawing import COLOURS, numbers
 from labkit.figures import Estimate
 
 LOSS = "nats per token"
@@ -155,6 +158,37 @@ def test_a_row_of_a_table_may_lack_a_column():
     page = charts.table([{"a": 1}, {"b": 2}]).data
     cells = re.findall(r"<(t[hd])[^>]*text-align: left[^>]*><pre[^>]*left[^>]*>(.*?)</pre>", page)
     assert cells == [("th", "a"), ("th", "b"), ("td", "1"), ("td", ""), ("td", ""), ("td", "2")]
+
+
+@pytest.mark.parametrize("present", ["", "1"])
+def test_on_a_projector_the_smallest_text_has_18_points_of_a_slide(monkeypatch, present):
+    monkeypatch.setenv("LAB_PRESENT", present)
+    formatter = DisplayFormatter()
+    monkeypatch.setattr(
+        "IPython.get_ipython", lambda: SimpleNamespace(display_formatter=formatter)
+    )
+    monkeypatch.setattr(matplotlib.pyplot, "switch_backend", lambda _: None)
+    with matplotlib.rc_context():
+        charts.show_with_alternative_text()
+        edges = matplotlib.rcParams["lines.markeredgecolor"]
+        page = formatter.formatters["text/html"](charts.bars(LOSSES, title="t").figure)
+        dots = matplotlib.rcParams["figure.dpi"]
+    png = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
+    inches = int.from_bytes(png[16:20]) / dots
+    assert 7.5 < inches < 9
+    if not present:  # an attendee's is as it was
+        assert (dots, edges) == (100, "auto") and "style" not in page
+        return
+    width = float(re.search(r'style="width: ([\d.]+)vw; max-width: 100%"', page)[1]) / 100
+    points_across = 960  # of a slide of 13.3 inches
+    assert LEAST / 72 / inches * width * points_across >= 17.99
+    assert dots == 200 and edges == "black"
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_on_a_projector_marks_are_told_from_the_paper_by_their_edge(colour):
+    """Some colours alone are too pale for that."""
+    assert contrast("black", colour) >= 3 and contrast("black", "white") == 21
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("check this machine: memory, disk, packages, model", "where set up"),
     "run": ("run all labs and write a report: [--force] [--from NN] [--only NN]", "yes"),
     "open": ("open the notebooks in JupyterLab: [--port N]", "yes"),
+    "present": ("the labs for a projector, with speaker notes: [NN] [--blank] [--port N]", "yes"),
     "serve": (
         "answer as OpenAI's interface: [--run DIR] [--host H] [--port N] [--token T]",
         "yes",

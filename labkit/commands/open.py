@@ -60,8 +60,11 @@ def news(root: Path) -> list[str]:
     return lines
 
 
-def command(root: Path, port: int) -> list[str]:
-    """The command that serves the folder *root* on *port*, or on another if that is in use."""
+def command(root: Path, port: int, *, at: str = "/lab/tree/notebooks") -> list[str]:
+    """The command that serves the folder *root* on *port*, or on another if that is in use.
+
+    *at* is the page that its address leads to.
+    """
     arguments = [
         "--no-browser",
         "--log-level=WARN",
@@ -70,7 +73,7 @@ def command(root: Path, port: int) -> list[str]:
         "--ServerApp.answer_yes=True",  # Ctrl-C ends it, without a question
         "--ServerApp.jpserver_extensions=labkit.commands.jupyterlab=True",
         "--ServerApp.contents_manager_class=labkit.commands.jupyterlab.contents.LabContents",
-        "--LabApp.default_url=/lab/tree/notebooks",
+        f"--LabApp.default_url={at}",
         "--LabApp.custom_css=True",
         f"--LabApp.app_settings_dir={SETTINGS}",
     ]

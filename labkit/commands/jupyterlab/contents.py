@@ -5,6 +5,7 @@ from pathlib import Path
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from tornado.web import HTTPError
 
+from labkit.screen import presenting
 from labkit.working_copies import WorkingCopies
 
 
@@ -16,8 +17,8 @@ class LabContents(AsyncLargeFileManager):
 
     @property
     def copies(self) -> WorkingCopies:
-        """Those of the clone that is served."""
-        return WorkingCopies(Path(self.root_dir))
+        """Those of the clone that is served, of attendees or for the stage."""
+        return WorkingCopies(Path(self.root_dir), "presenting" if presenting() else "working")
 
     def _get_os_path(self, path):
         return str(self.copies.current(Path(super()._get_os_path(path))))
