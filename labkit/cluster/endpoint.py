@@ -75,17 +75,8 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
         "AZUREML_ENTRY_SCRIPT": "score.py",
         "AML_APP_INSIGHTS_ENABLED": "false",
     }
-    command = [
-        sys.executable,
-        "-S",
-        "-m",
-        "gunicorn",
-        "--bind",
-        f"127.0.0.1:{port}",
-        "--workers",
-        "1",
-    ]
-    command += ["--timeout", "300", "azureml_inference_server_http.server.entry:app"]
+    command = [sys.executable, "-S", "-m", "gunicorn", "--workers", "1", "--timeout", "300"]
+    command += ["--bind", f"127.0.0.1:{port}", "azureml_inference_server_http.server.entry:app"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with open(log, "w") as out:

@@ -92,11 +92,5 @@ def connected() -> tuple:
     """(client, workspace) of the configured workspace; LabError where none is."""
     from labkit.registry import sdk
 
-    workspace = sdk.find_workspace()
-    if not workspace:
-        raise LabError(
-            "no workspace is configured: jobs and endpoints need one. Set AZURE_SUBSCRIPTION_ID, "
-            "AZURE_RESOURCE_GROUP and AZURE_ML_WORKSPACE (docs/AZURE.md); './lab submit "
-            "--dry-run' and './lab endpoint test' need none."
-        )
+    workspace = sdk.require_workspace()
     return sdk.client(sdk.credential(), *workspace), workspace

@@ -53,6 +53,18 @@ def find_workspace() -> tuple[str, str, str] | None:
     return found.subscription_id, found.resource_group_name, found.workspace_name
 
 
+def require_workspace() -> tuple[str, str, str]:
+    """:func:`find_workspace`, or a LabError where none is configured."""
+    workspace = find_workspace()
+    if workspace is None:
+        raise LabError(
+            "no workspace is configured, and this is made in one. Set AZURE_SUBSCRIPTION_ID, "
+            "AZURE_RESOURCE_GROUP and AZURE_ML_WORKSPACE, or put the workspace's config.json into "
+            "this folder (docs/AZURE.md)."
+        )
+    return workspace
+
+
 def credential():
     """DefaultAzureCredential: variables, a compute instance's identity, Azure CLI; no question."""
     from azure.identity import DefaultAzureCredential

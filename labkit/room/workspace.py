@@ -45,13 +45,7 @@ class Room:
 
     def __init__(self, event: str):
         self.event = event
-        workspace = sdk.find_workspace()
-        if workspace is None:
-            raise LabError(
-                "no workspace is configured, and a room is made in one. Set the three variables "
-                "of docs/AZURE.md, or put the workspace's config.json into this folder."
-            )
-        registry = WorkspaceRegistry(workspace, Path())
+        registry = WorkspaceRegistry(sdk.require_workspace(), Path())
         self.client, self.tenant, self.errors = registry.client, registry.tenant, registry.errors
 
     def up(self, attendees: list[Attendee], *, size: str, stop: str, script: str) -> list[Row]:

@@ -115,7 +115,7 @@ def test_what_no_cluster_can_do_is_refused_before_anything_is_sent(monkeypatch, 
 
 def test_no_workspace_is_told(elsewhere, small):
     for run in (lambda: submit.main([]), lambda: endpoint.main(["down"])):
-        with pytest.raises(LabError, match="no workspace is configured: jobs and endpoints"):
+        with pytest.raises(LabError, match="no workspace is configured"):
             run()
 
 
