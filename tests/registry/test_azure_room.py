@@ -22,7 +22,7 @@ SECRET = "sig=do-not-print"
 SETUP = ["--repository", "https://example.com/labs.git", "--ref", "v1"]
 SETUP += ["--bundle", f"https://example.com/bundle.tar?{SECRET}", "--fingerprint", "0a" * 8]
 SETUP += ["--catch-up", "04"]
-UP = f"""
+UP = """
 import sys
 from labkit.room import workspace
 workspace.LOOK_S = 0.05
