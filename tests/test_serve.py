@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from fuzzing import damaged, ends, fuzz
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labkit.commands import serve
 from labkit.data import load_records
@@ -614,3 +617,45 @@ def test_a_question_that_nearly_fills_the_model_is_answered(served):
             assert json.loads(answer[1])["usage"]["completion_tokens"] <= 16
         else:
             assert refused(answer, 400)["code"] == "context_length_exceeded"
+
+
+# ---- anything at all
+
+WHOLE = [
+    json.dumps(one).encode()
+    for one in (
+        asking("Porto?", max_tokens=2, temperature=0.5, top_p=0.9, seed=1, stop=["a", "b"]),
+        asking("Lisbon?", "base", max_completion_tokens=2, stream=True, user="x", n=1),
+        asking("Faro?", "tone", max_tokens=2, stream_options={"include_usage": True}, tools=[]),
+        {"model": "base", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    )
+]
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+WIRE = [
+    f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+    for body in WHOLE
+]
+WIRE.append(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode())
+
+
+@given(body=damaged(WHOLE) | st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@fuzz(200)
+def test_any_body_ends_in_one_error_or_an_answer(served, body):
+    with ends():
+        answer = send(served.port, body)
+    assert answer[0] == 200 or refused(answer, answer[0]) and 400 <= answer[0] < 500
+
+
+@given(data=damaged(WIRE) | st.binary(max_size=400))
+@fuzz(200)
+def test_any_bytes_on_the_wire_leave_the_server_as_it_was(served, data):
+    got = b""
+    there = ("127.0.0.1", served.port)
+    with ends(), socket.create_connection(there) as line, contextlib.suppress(ConnectionError):
+        line.sendall(data)
+        line.shutdown(socket.SHUT_WR)
+        while piece := line.recv(65536):
+            got += piece
+    assert not got or re.match(rb"HTTP/1.1 (200|4\d\d) ", got), got[:200]
+    assert send(served.port, None, path="/v1/models", method="GET")[0] == 200
+    assert soon(lambda: not served.engine.inside)

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fuzzing import damaged, ends, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import damaged, ends, fuzz
 
 from labkit.bundles import MANIFEST, take_bundle, write_bundle
 from labkit.commands import catch_up as catch_up_command

@@ -9,9 +9,9 @@ import types
 
 import azure_rig
 import pytest
+from fuzzing import damaged, ends, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import damaged, ends, fuzz
 
 from labkit.cluster import jobs
 from labkit.cluster.train import shared

@@ -10,9 +10,9 @@ import uuid
 
 import pytest
 from azure.core.pipeline.transport import HttpTransport
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import fuzz
 
 from labkit.commands import room as command
 from labkit.errors import LabError, plain
