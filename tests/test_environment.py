@@ -68,7 +68,9 @@ ON_GPU = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-ge
 
 def imported() -> set[str]:
     """Packages that labkit, the notebooks and their solutions import."""
-    sources = [path.read_text() for path in (ROOT / "labkit").rglob("*.py")]
+    # what an endpoint runs has packages of its own, extras-endpoint.txt
+    kit = set((ROOT / "labkit").rglob("*.py")) - set((ROOT / "labkit").rglob("scoring/*.py"))
+    sources = [path.read_text() for path in kit]
     sources += [path.read_text() for path in (ROOT / "notebooks" / "solutions").glob("*.py")]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]

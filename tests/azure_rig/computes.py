@@ -28,7 +28,6 @@ class Computes:
         self.failing: dict[str, tuple[str, str]] = {}  # name -> code, message of its creation
         self.refusing: set[str] = set()  # names that are not deleted
         self.share: dict[str, bytes | None] = {}  # path -> content, None for a folder
-        self.deployments: dict[str, list[dict]] = {}  # endpoint -> as Resource Manager has them
         self._under_way: dict[str, list] = {}  # operation -> looks left, what it does, outcome
 
     def answer(self, call):
@@ -47,7 +46,7 @@ class Computes:
                 return self._look(f"operations/{name}")
             case "GET", "computes", *_:
                 self._go_on()
-            case "PUT", "computes", name:
+            case "PUT", "computes", name if call.properties["computeType"] == "ComputeInstance":
                 return self._create(call, name)
             case "DELETE", "computes" | "onlineEndpoints" as kind, name:
                 return self._delete(kind, name)
@@ -55,18 +54,15 @@ class Computes:
                 compute = self._compute(name)["properties"]["properties"]
                 compute["state"] = "Starting"
                 return self._begin(202, lambda: compute.update(state="Running"))
-            case "GET", "onlineEndpoints", name, "deployments":
-                return {"value": self.deployments.get(name, [])}
         return super()._workspace(call, *parts)
 
     def add_deployment(self, endpoint: str, size: str, count: int):
         """Gives *endpoint* a deployment of *count* machines."""
         about = {"endpointComputeType": "Managed", "instanceType": size}
         about |= {"scaleSettings": {"scaleType": "Default"}, "provisioningState": "Succeeded"}
-        where = f"{self.workspace_id}/onlineEndpoints/{endpoint}/deployments/blue"
-        body = {"id": where, "name": "blue", "location": "eastus", "properties": about}
+        body = {"location": "eastus", "properties": about}
         body["sku"] = {"name": "Default", "capacity": count}
-        self.deployments.setdefault(endpoint, []).append(body)
+        self.sent[f"onlineEndpoints/{endpoint}/deployments/blue"] = body
 
     # -- what takes a while
 
@@ -141,7 +137,13 @@ class Computes:
             raise Fail(409, "Conflict", f"{name} has a lock: it cannot be deleted.")
         if kind == "computes":
             thing["properties"]["properties"]["state"] = "Deleting"
-        return self._begin(202, lambda: store.remove(thing) if thing in store else None)
+
+        def finish():
+            store[:] = [one for one in store if one is not thing]
+            for path in [one for one in self.sent if f"{one}/".startswith(f"{kind}/{name}/")]:
+                del self.sent[path]
+
+        return self._begin(202, finish)
 
     # -- the file share
 

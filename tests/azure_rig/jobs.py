@@ -59,11 +59,6 @@ def answer(cloud, call, *parts):
             _kept(cloud, call, path)
             cloud.sent[path]["properties"]["scaleSettings"] = {"scaleType": "Default"}
             return 201, _told(cloud, path), {}
-        case "DELETE", "onlineEndpoints", name:
-            cloud.endpoints = [one for one in cloud.endpoints if one["name"] != name]
-            for one in [one for one in cloud.sent if f"{one}/".startswith(f"{path}/")]:
-                del cloud.sent[one]
-            return 202, None, {"Location": f"https://{call.host}{cloud.workspace_id}/done"}
         case "GET", *_ if re.match("|".join([*ASSETS, "jobs", "schedules", "onlineEnd"]), path):
             if path in cloud.sent:
                 return _told(cloud, path)
