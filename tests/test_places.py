@@ -40,6 +40,13 @@ def test_the_container_has_a_python_that_the_labs_run_on():
     assert version == "3.11" and wanted.startswith(">=3.11")
 
 
+def test_the_editor_waits_for_the_environment_and_asks_nothing_about_a_task():
+    container = load(".devcontainer/devcontainer.json")
+    assert container["waitFor"] == "postCreateCommand"
+    for task in load(".vscode/tasks.json")["tasks"]:
+        assert task["problemMatcher"] == [], task["label"]
+
+
 def test_the_citation_names_the_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -80,4 +81,17 @@ def command(root: Path, port: int, *, at: str = "/lab/tree/notebooks") -> list[s
     if os.geteuid() == 0:
         # in a container there is often no other user, and Jupyter refuses root unless told
         arguments.append("--allow-root")
+    if pattern := codespace_origins():
+        arguments.append(f"--ServerApp.allow_origin_pat={pattern}")
     return [sys.executable, "-m", "jupyterlab", *arguments]
+
+
+def codespace_origins() -> str:
+    """A pattern of the addresses at which a browser sees the ports of this GitHub codespace; ""
+    elsewhere.
+
+    JupyterLab is asked as "localhost" there, and refuses a browser that shows another name.
+    """
+    name = os.environ.get("CODESPACE_NAME")
+    domain = os.environ.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN") or "app.github.dev"
+    return rf"https://{re.escape(name)}-\d+\.{re.escape(domain)}" if name else ""

@@ -303,12 +303,20 @@ def _hold():
     else's.
     """
     lock = VENV / "labkit-setup.lock"
-    if VENV.exists() and any(VENV.iterdir()) and not lock.exists():
+    try:
+        if VENV.exists() and any(VENV.iterdir()) and not lock.exists():
+            raise LabError(
+                f"{VENV} was not made by './lab setup', which would have to delete it. Move it "
+                "away and run './lab setup' again."
+            )
+        own(VENV)
+        lock.touch()
+    except PermissionError:
         raise LabError(
-            f"{VENV} was not made by './lab setup', which would have to delete it. Move it away "
-            "and run './lab setup' again."
-        )
-    own(VENV)
+            f"{VENV} cannot be made or changed by you. Run './lab setup' as the user whose clone "
+            "this is. The user of a dev container is not root: there, take a clone that is not "
+            "root's."
+        ) from None
     with open(lock, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_server.utils import origin_matches_pat
 from tornado.web import HTTPError
 
 from labkit.commands import main, reset
 from labkit.commands.jupyterlab.contents import LabContents
-from labkit.commands.open import command, news
+from labkit.commands.open import codespace_origins, command, news
 from labkit.profiles import ROOT
 from labkit.working_copies import WorkingCopies
 
@@ -166,3 +167,17 @@ def test_it_takes_the_next_free_port_and_ends_at_one_interrupt(clone, tmp_path):
             server.kill()
     # it has ended, by itself or by the signal as it is; it must not ask and stay
     assert server.returncode in (0, -signal.SIGINT)
+
+
+def test_the_browser_of_a_codespace_is_let_in_and_no_other(clone, monkeypatch):
+    monkeypatch.delenv("CODESPACE_NAME", raising=False)
+    assert not any("allow_origin" in argument for argument in command(clone, 8888))
+    monkeypatch.setenv("CODESPACE_NAME", "fluffy-train-4x")
+    for domain in "app.github.dev", "preview.app.github.dev":
+        monkeypatch.setenv("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN", domain)
+        pattern = codespace_origins()
+        assert f"--ServerApp.allow_origin_pat={pattern}" in command(clone, 8888)
+        assert origin_matches_pat(pattern, f"https://fluffy-train-4x-8888.{domain}")
+        assert not origin_matches_pat(pattern, f"https://other-train-8888.{domain}")
+        assert not origin_matches_pat(pattern, f"https://fluffy-train-4x-8888.{domain}.example")
+        assert not origin_matches_pat(pattern, "https://fluffy-train-4x-8888xappxgithubxdev")

@@ -390,3 +390,16 @@ def test_an_extra_is_installed_beside_the_labs(extra, venv, tmp_path, capfd):
 def test_an_extra_needs_the_labs(venv, capsys):
     assert main(["setup", "--extra", "app"]) == 1
     assert "Run './lab setup' first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refused", [(setup, "own"), (Path, "touch")])
+def test_a_clone_of_another_user(venv, monkeypatch, capsys, refused):
+    """As in a dev container, whose user is not root, on a clone of root's."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(venv))
+
+    monkeypatch.setattr(*refused, refuse)
+    assert main(["setup"]) == 1
+    said = capsys.readouterr().err
+    assert f"{venv} cannot be made or changed by you" in said and "LAB_RUNS" not in said
