@@ -105,6 +105,13 @@ def test_a_wrong_key_is_refused(original, keys, tmp_path):
         sign(original[0], tmp_path / "no.pem", tmp_path / "some.sig")
 
 
+def test_no_module_beside_a_bundle_is_run(original, keys, tmp_path, monkeypatch):
+    (tmp_path / "model_signing.py").write_text("print('verified')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LabError, match="is not what the owner of"):
+        check_signature(original[0], keys["other"][1], original[1])
+
+
 # ---- a signed bundle
 
 
