@@ -148,6 +148,20 @@ def test_a_bundle_without_its_signature_is_refused(bundle, keys, capsys):  # noq
     assert status == 1 and "bundle.tar.sig" in said.err
 
 
+def test_the_signature_of_a_signed_address_is_asked_with_its_query(bundle, keys, monkeypatch):  # noqa: F811
+    asked = []
+
+    def fetch(address, folder):
+        asked.append(address)
+        return bundle
+
+    monkeypatch.setattr("labkit.commands.catch_up._fetch", fetch)
+    address = "https://example.net/c/bundle.tar"
+    for query in "?sv=1&sig=a%2Fb%3D", "":
+        main(["catch-up", "04", "--from", address + query, "--key", str(keys["mine"][1])])
+        assert asked[-1] == f"{address}.sig{query}"
+
+
 def test_a_key_that_is_not_there_is_said_before_anything_is_fetched(signed, tmp_path, capsys):
     status, said = catch_up(signed, tmp_path / "none.pem", capsys)
     assert status == 1 and "there is no file" in said.err
