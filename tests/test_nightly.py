@@ -243,7 +243,7 @@ def test_a_night_that_is_cut_off_leaves_no_page_of_another(faked, monkeypatch):
     monkeypatch.setattr(nightly, "run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         nightly.main(["--only", "tests", "--out", str(out)])
-    assert not list(out.glob("night.*"))
+    assert not list(out.glob("night.*")) and not (out / nightly.RESERVE).exists()
 
 
 def test_an_experiment_that_did_not_run_has_no_figure(faked):

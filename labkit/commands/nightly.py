@@ -10,7 +10,7 @@ from pathlib import Path
 from labkit.commands import setup
 from labkit.errors import LabError
 from labkit.extras import extra_packages
-from labkit.folders import remove
+from labkit.folders import half_done_is_deleted, remove
 from labkit.machine import git_commit, machine_name
 from labkit.night import causes, nights
 from labkit.night.page import decides, verdict, write_page
@@ -19,7 +19,7 @@ from labkit.products import folder_lock
 from labkit.profiles import runs_folder
 from labkit.state import read_state
 
-RESERVE = 2**20  # bytes
+RESERVE = ".reserve"  # a file of 1 MB, so that a disk that fills up has room for the page
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise LabError(
             f"'{min(unknown)}' is no part of the night. The parts are: {', '.join(known)}."
         )
-    with folder_lock(out):
+    with folder_lock(out), half_done_is_deleted(out / RESERVE, inside=out):
         return _night(options, out, history, known)
 
 
@@ -53,8 +53,8 @@ def _night(options, out: Path, history: Path, known: dict[str, Part]) -> int:
     for page in "night.md", "night.html":  # if this night is cut off, the last one's is not its
         remove(out / page, inside=out)
     (out / "logs").mkdir(exist_ok=True)
-    reserve = out / ".reserve"  # so that a disk that fills up has room for the page
-    reserve.write_bytes(os.urandom(RESERVE))
+    reserve = out / RESERVE
+    reserve.write_bytes(os.urandom(2**20))
     chosen = {name: part for name, part in known.items() if name in (options.only or known)}
     night = nights.Night(nights.now(), git_commit(), machine_name(), accepted=options.accept)
     for name, part in chosen.items():
