@@ -67,7 +67,9 @@ def write_notes(root: Path, products: Products) -> None:
     def figure(found) -> str:
         section, name = found.groups()
         known = seconds if section == "seconds" else figures.get(section, {})
-        return f"**{known.get(name, 'not measured yet')}**"
+        text = str(known.get(name, "not measured yet"))
+        shown = re.sub(r"[^\w .,()/%-]", "?", text)  # a bundle's unit is no Markdown
+        return f"**{shown}**"
 
     for path in SPEAKER.glob("*.md"):
         text = re.sub(r"\{(\w+)\.([\w.-]+)\}", figure, path.read_text(encoding="utf-8"))

@@ -87,8 +87,9 @@ def _fault(reports: tuple[Report, ...]) -> str:
     if len(reports) > MOST_REPORTS:
         return f"it has more than {MOST_REPORTS} entries"
     names = {name for _, unit, _, _, values in reports for name in (unit, *values)}
-    if len(names) > MOST_NAMES or any(len(name) > LONGEST_NAME for name in names):
-        return "it has too many names, or too long ones"
+    # a chart takes what stands between two $ for a formula
+    if len(names) > MOST_NAMES or any(len(n) > LONGEST_NAME or "$" in n for n in names):
+        return "it has too many names, or too long ones, or one with a $"
     times = [at for at, *_ in reports]
     if times != sorted(times) or times[:1] < [0.0]:
         return "its times do not go forward"

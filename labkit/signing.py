@@ -25,7 +25,7 @@ def model_signing(*arguments: str | Path) -> tuple[bool, str]:
     Raises LabError where it is not installed.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "model_signing", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "model_signing", *map(str, arguments)],
         env=os.environ | NO_TELEMETRY | {"PYTHONPATH": str(extra_packages("sign"))},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -7,21 +7,28 @@ import http.server
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import nbformat
+import psutil
 import pytest
 
+from labkit import folders
+from labkit.commands import nightly
 from labkit.errors import LabError
 from labkit.extras import extra_packages
 from labkit.night import audit, causes, nights, page, parts
 from labkit.night.causes import Failure
 from labkit.night.nights import Figure, Night
 from labkit.night.parts import Ran
+from labkit.products import folder_lock
 from labkit.profiles import ROOT
 
 COURSE = """
@@ -162,6 +169,92 @@ def test_a_part_that_runs_past_its_time_is_ended_with_all_that_it_started(tmp_pa
     assert failure.cause == "time" and failure.what.endswith("at last: begun")
 
 
+@pytest.mark.parametrize("last", ["time.sleep(60)", "print('begun')"])
+def test_what_has_left_its_part_does_not_hold_the_night_up(tmp_path, last):
+    child = "[sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True"
+    script = f"import subprocess, sys, time\nchild = subprocess.Popen({child})\n"
+    script += f"print(child.pid, flush=True)\n{last}"
+    begun = time.monotonic()
+    ran = parts.run(parts.Part("x", (sys.executable, "-c", script), 3 / 60), tmp_path / "log")
+    assert time.monotonic() - begun < 30
+    pid = int(first_line(ran.end))
+    if ran.status is None:
+        end = time.monotonic() + 10
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    else:
+        psutil.Process(pid).kill()
+
+
+def test_a_second_ctrl_c_leaves_nothing_behind(tmp_path):
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    script += "print('begun', flush=True); time.sleep(60)"
+    code = f"""
+import sys
+from pathlib import Path
+from labkit.night import parts
+parts.run(parts.Part("x", (sys.executable, "-c", {script!r}), 1), Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as night:
+        assert night.stdout.readline() == "begun\n"
+        [child] = psutil.Process(night.pid).children()
+        for _ in range(2):
+            night.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        night.wait(timeout=20)
+        assert not child.is_running()
+
+
+@pytest.fixture
+def faked(tmp_path, monkeypatch):
+    """A folder for a night whose parts are not run; what each got in its environment."""
+    got = {}
+
+    def run(part, log, **settings):
+        got[log.stem] = settings
+        return Ran(0, 1.0, "")
+
+    monkeypatch.setattr(nightly, "run", run)
+    return tmp_path / "a night's folder", got
+
+
+def test_a_folder_with_a_space_reaches_pytest(faked):
+    out, got = faked
+    assert nightly.main(["--only", "tests", "--out", str(out)]) == 0
+    [given] = shlex.split(got["tests"]["PYTEST_ADDOPTS"])[-1:]
+    assert given == f"--junitxml={out / 'tests.xml'}"
+
+
+def test_two_nights_do_not_share_a_folder(faked):
+    out, got = faked
+    with folder_lock(out), pytest.raises(LabError, match="another run is writing to"):
+        nightly.main(["--only", "tests", "--out", str(out)])
+    assert not got
+
+
+def test_a_night_that_is_cut_off_leaves_no_page_of_another(faked, monkeypatch):
+    out, _ = faked
+    nightly.main(["--only", "tests", "--out", str(out)])
+    assert (out / "night.html").exists()
+    monkeypatch.setattr(nightly, "run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        nightly.main(["--only", "tests", "--out", str(out)])
+    assert not list(out.glob("night.*")) and not (out / nightly.RESERVE).exists()
+
+
+def test_an_experiment_that_did_not_run_has_no_figure(faked):
+    out, _ = faked
+    folders.own(out)
+    (out / "order.json").write_text('{"losses": {"first": {"mean": 3.5}}}')
+    nightly.main(["--only", "labs", "--out", str(out)])
+    [kept] = nights.read_nights(out / "history")
+    assert not kept.figures
+
+
 @pytest.mark.parametrize(
     ("said", "cause"),
     [
@@ -290,6 +383,11 @@ def test_a_damaged_history_costs_one_night(tmp_path, capsys):
         {"sizes_mb.onnx": Figure(1.0, "MB")}
     ]
     assert capsys.readouterr().err.count("counts as absent") == 2
+
+
+def test_a_figure_of_zero_is_no_measure():
+    before = [night(sizes_mb__onnx=0.0)] * 3
+    assert not nights.compare(night(sizes_mb__onnx=1.0), before)
 
 
 def test_the_figures_of_a_real_summary_are_found():

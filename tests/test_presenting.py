@@ -150,6 +150,14 @@ def test_notes_have_the_figures_of_this_run(runs, tmp_path):
     assert "Expect **not measured yet**: two bytes a weight" in notes
 
 
+def test_a_unit_is_no_markdown_of_the_notes(runs, tmp_path):
+    lab = Lab("01", CPU)
+    lab.record("eval_loss", base=Estimate(4.5, unit="![](http://x/y) <img src=x> [a](b)"))
+    write_notes(tmp_path, lab.products)
+    notes = (tmp_path / "runs" / "presenting" / "01_setup.md").read_text()
+    assert "Expect **4.5" in notes and "![](http" not in notes and "<img" not in notes
+
+
 # ---- the command
 
 

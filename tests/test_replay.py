@@ -122,6 +122,7 @@ def test_the_recording_of_another_product_is_not_shown(lab, monkeypatch, capsys)
         ([(0.0, "steps", 1, 2, {"loss": 1e300})], "too large"),
         ([(0.0, "s" * 41, 1, 2, {})], "too long"),
         ([(0.0, "steps", 1, 2, dict.fromkeys("abcdef", 1.0))], "too many names"),
+        ([(0.0, "steps", 1, 2, {r"$\foo$": 1.0})], "with a $"),
         ([(0.0, "steps", 1, 2)], "unreadable"),
         ([(0.0, "steps", 1, 2, {"loss": "<script>"})], "unreadable"),
         ("a" * 17 * 2**20, "unreadable"),

@@ -94,10 +94,12 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
 def _wait(server: subprocess.Popen, port: int, log: Path) -> None:
     import requests
 
+    direct = requests.Session()
+    direct.trust_env = False  # past any proxy
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.poll() is None:
         with contextlib.suppress(requests.RequestException):
-            if requests.get(f"http://127.0.0.1:{port}/", timeout=5).ok:
+            if direct.get(f"http://127.0.0.1:{port}/", timeout=5).ok:
                 return
         time.sleep(0.2)
     raise LabError(

@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int:
         )
         return 2
     # as Ctrl-C does: what is half done is put in order, and one line says why it ended
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in signal.SIGTERM, signal.SIGHUP:  # the latter: its terminal was closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
     try:
         for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
             if given := os.environ.get(setting):

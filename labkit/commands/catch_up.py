@@ -99,7 +99,10 @@ def _found(source: str, folder: Path) -> Path:
 
 def _check_signature(bundle: Path, source: str, key: Path, folder: Path) -> None:
     """BundleError unless the file beside *source* is its signature, by the owner of *key*."""
-    beside = _found(f"{source}.sig", folder)
+    address, mark, query = source, "", ""
+    if source.lower().startswith(("http://", "https://")):  # which may end in a SAS
+        address, mark, query = source.partition("?")
+    beside = _found(f"{address}.sig{mark}{query}", folder)
     try:
         check_signature(bundle, key, beside)
     except LabError as error:

@@ -50,11 +50,13 @@ def test(question: str) -> int:
 
     from labkit.cluster.endpoint import local_server
 
+    direct = requests.Session()
+    direct.trust_env = False  # past any proxy
     with local_server(package()) as address:
         print(f"Azure's inference server answers on {address}")
         for adapter in "base", "travel":
             sent = {"prompt": question, "adapter": adapter}
-            reply = requests.post(address, json=sent, timeout=300)
+            reply = direct.post(address, json=sent, timeout=300)
             print(json.dumps(reply.json(), indent=1, ensure_ascii=False))
     return int(not reply.ok)
 

@@ -84,7 +84,7 @@ class Installer:
         self.env.setdefault("UV_SYSTEM_CERTS", "1")
         self.env.setdefault("UV_CACHE_DIR", str(cache))
         self.env["UV_PYTHON"] = str(self.python)
-        self.name, self.command = "uv", [self.python, "-m", "uv", "pip"]
+        self.name, self.command = "uv", [self.python, "-P", "-m", "uv", "pip"]
         if settings.get("no-index", "").lower() in ("1", "true", "t", "yes", "y", "on"):
             self.options = ["--no-index"]
 
@@ -138,7 +138,7 @@ class Installer:
         return "", lines
 
     def _use_pip(self) -> None:
-        self.name, self.command, self.options = "pip", [self.python, "-m", "pip"], []
+        self.name, self.command, self.options = "pip", [self.python, "-P", "-m", "pip"], []
 
     def _falls_back(self, lines: list[str]) -> bool:
         """Whether it was uv that failed, saying *lines*; from now on it is pip."""

@@ -2,21 +2,24 @@
 
 import argparse
 import os
+import shlex
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 from labkit.commands import setup
 from labkit.errors import LabError
 from labkit.extras import extra_packages
-from labkit.folders import own, remove
+from labkit.folders import half_done_is_deleted, remove
 from labkit.machine import git_commit, machine_name
 from labkit.night import causes, nights
 from labkit.night.page import decides, verdict, write_page
 from labkit.night.parts import Part, parts, run
+from labkit.products import folder_lock
 from labkit.profiles import runs_folder
 from labkit.state import read_state
 
-RESERVE = 2**20  # bytes
+RESERVE = ".reserve"  # a file of 1 MB, so that a disk that fills up has room for the page
 
 
 def main(arguments: list[str]) -> int:
@@ -42,10 +45,16 @@ def main(arguments: list[str]) -> int:
         raise LabError(
             f"'{min(unknown)}' is no part of the night. The parts are: {', '.join(known)}."
         )
-    own(out)
+    with folder_lock(out), half_done_is_deleted(out / RESERVE, inside=out):
+        return _night(options, out, history, known)
+
+
+def _night(options, out: Path, history: Path, known: dict[str, Part]) -> int:
+    for page in "night.md", "night.html":  # if this night is cut off, the last one's is not its
+        remove(out / page, inside=out)
     (out / "logs").mkdir(exist_ok=True)
-    reserve = out / ".reserve"  # so that a disk that fills up has room for the page
-    reserve.write_bytes(os.urandom(RESERVE))
+    reserve = out / RESERVE
+    reserve.write_bytes(os.urandom(2**20))
     chosen = {name: part for name, part in known.items() if name in (options.only or known)}
     night = nights.Night(nights.now(), git_commit(), machine_name(), accepted=options.accept)
     for name, part in chosen.items():
@@ -53,7 +62,7 @@ def main(arguments: list[str]) -> int:
         _run_part(name, part, out, night)
     summary = read_state(out / "runs" / "cpu" / "summary.json", dict) or {}
     if "labs" in night.seconds:
-        night.figures = nights.figures_of(summary) | _experiments(out)
+        night.figures = nights.figures_of(summary) | _experiments(out, night.seconds)
     earlier = nights.read_nights(history)
     rows = nights.compare(night, earlier)
     if not options.accept:
@@ -80,7 +89,7 @@ def _run_part(name: str, part: Part, out: Path, night: nights.Night) -> None:
     remove(out / f"{name}.json", inside=out)
     settings = {"LAB_RUNS": str(out / "runs"), "LAB_PROFILE": "cpu"}
     if name == "tests":
-        addopts = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={junit}"
+        addopts = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={shlex.quote(str(junit))}"
         settings = {"PYTEST_ADDOPTS": addopts}
         if (run_folder / "summary.json").exists():
             settings["LAB_TRAINED_RUN"] = str(run_folder)
@@ -111,11 +120,11 @@ def _install_audit() -> None:
         setup.install_extra("audit")
 
 
-def _experiments(out: Path) -> dict[str, nights.Figure]:
-    """The losses that the experiments have measured tonight."""
+def _experiments(out: Path, ran: Container[str]) -> dict[str, nights.Figure]:
+    """The losses that the experiments have measured tonight, those of the parts that *ran*."""
     found = {}
     for name, section in (("order", "losses"), ("groups", "figures")):
-        stored = read_state(out / f"{name}.json", dict) or {}
+        stored = name in ran and read_state(out / f"{name}.json", dict) or {}
         for what, one in stored.get(section, {}).items():
             found[f"experiment.{name}.{what}"] = nights.Figure(float(one["mean"]), "nats/token")
     return found

@@ -113,7 +113,7 @@ def enter(argv: list[str], *, install_first: bool) -> None:
     try:
         os.execve(
             python,
-            [python, "-m", "labkit", *argv],
+            [python, "-P", "-m", "labkit", *argv],
             os.environ | {"PATH": path, "LAB_ENTERED": python},
         )
     except OSError as error:
@@ -270,7 +270,7 @@ def _make_venv(folder: Path) -> None:
     # within an environment, its own base: the environment may be the one that is made anew
     base = getattr(sys, "_base_executable", sys.executable)
     made = subprocess.run(
-        [base, "-m", "venv", str(folder)],
+        [base, "-P", "-m", "venv", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -128,7 +128,9 @@ def compare(night: Night, earlier: list[Night]) -> list[Row]:
         values = [
             one.figures[name].mean
             for one in good
-            if name in one.figures and (not kind.timed or one.machine == night.machine)
+            if name in one.figures
+            and one.figures[name].mean  # which nothing is a share of
+            and (not kind.timed or one.machine == night.machine)
         ][-COMPARED:]
         short = figure.unit == "s" and values and statistics.median(values) < SHORTEST_S
         if len(values) >= least and not short:

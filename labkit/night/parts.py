@@ -92,25 +92,30 @@ def run(part: Part, log: Path, **settings: str) -> Ran:
         errors="replace",
         start_new_session=True,  # so that kernels that it has started end with it
     )
-    late = threading.Event()
-    limit = threading.Timer(part.minutes * 60, lambda: (late.set(), _end(process)))
-    limit.start()
-    written = _Log(log)
-    try:
+    written, late = _Log(log), False
+
+    def read() -> None:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a terminal that is gone, or knows few
+                print(line, end="", flush=True)
             lines.append(line)
             written.write(line)
-        status = process.wait()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        process.wait(timeout=part.minutes * 60)
+    except subprocess.TimeoutExpired:
+        late = True
+        _end(process)
     except BaseException:
         _end(process)
         raise
     finally:
-        limit.cancel()
+        reader.join(timeout=5)  # what outlives the part may hold its output open
         written.close()
-    return Ran(
-        None if late.is_set() else status, round(time.monotonic() - started, 1), "".join(lines)
-    )
+    seconds = round(time.monotonic() - started, 1)
+    return Ran(None if late else process.returncode, seconds, "".join(list(lines)))
 
 
 class _Log:
@@ -136,10 +141,20 @@ class _Log:
 
 
 def _end(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
+    """Ends *process* with all that it has started: kernels have sessions of their own."""
+    import psutil
+
+    started = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    try:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
+    finally:  # also on a second Ctrl-C
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.wait()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import LabError
+from labkit.errors import LabError, plain
 from labkit.profiles import ROOT
 from labkit.state import STRICT, parse_state
 
@@ -39,6 +39,8 @@ def read_prices(path: Path) -> Prices:
             prices = parse_state(file.read(2**20), Prices)
         if not all(0 <= price < math.inf for price in prices.per_hour.values()):
             raise ValueError("a price below zero")
+        if plain(f"{prices}") != f"{prices}":
+            raise ValueError("a text that cannot be printed")
         return prices
     except (OSError, ValueError, LabError) as error:
         why = " ".join(str(error).split())[:150]

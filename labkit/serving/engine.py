@@ -232,7 +232,10 @@ def fault_of_schema(folder: Path, schema: str) -> str:
     its first token. It is tried for a few tokens in a process of its own, with an end to both.
     """
     done = subprocess.run(
-        [sys.executable, "-c", TRIAL, str(folder)], input=schema, capture_output=True, text=True
+        [sys.executable, "-P", "-c", TRIAL, str(folder)],
+        input=schema,
+        capture_output=True,
+        text=True,
     )
     return done.stdout.strip() or ("it takes too much time or memory" if done.returncode else "")
 

@@ -58,6 +58,14 @@ def test_lab_works_from_any_folder(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
 
 
+def test_nothing_of_the_folder_that_one_stands_in_is_run(tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit('of that folder')")
+    (tmp_path / "labkit").mkdir()
+    (tmp_path / "labkit" / "__main__.py").write_text("print('of that folder')")
+    done = subprocess.run([ROOT / "lab", "status"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "of that folder" not in done.stdout + done.stderr
+
+
 def test_lab_says_what_to_install_where_no_python_fits(tmp_path):
     for tool in ("bash", "env", "dirname", "readlink"):
         (tmp_path / tool).symlink_to(

@@ -2,9 +2,12 @@
 that was half sent runs.
 """
 
+import contextlib
+import http.server
 import json
 import subprocess
 import sys
+import threading
 import types
 
 import azure_rig
@@ -13,6 +16,7 @@ from fuzzing import damaged, ends, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.cluster import endpoint as local
 from labkit.cluster import jobs
 from labkit.cluster.train import shared
 from labkit.commands import endpoint, main, submit
@@ -216,3 +220,31 @@ def test_a_dry_run_needs_no_azure(monkeypatch, elsewhere, capsys):
     assert list(job["jobs"]) == [f"lab_0{number}" for number in range(1, 7)]
     listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
     assert "labkit/cluster/jobs.py" in listed.stdout
+
+
+def test_the_server_of_this_machine_is_asked_past_a_proxy(monkeypatch, tmp_path, capsys):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr("labkit.cluster.endpoint.START_S", 1)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_port
+        local._wait(types.SimpleNamespace(poll=lambda: None), port, tmp_path / "log")
+        address = contextlib.nullcontext(f"http://127.0.0.1:{port}/score")
+        monkeypatch.setattr(local, "local_server", lambda _: address)
+        monkeypatch.setattr(endpoint, "package", lambda: tmp_path)
+        assert endpoint.main(["test"]) == 0
+        server.shutdown()

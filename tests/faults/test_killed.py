@@ -165,3 +165,42 @@ def test_a_clock_that_is_wrong_decides_nothing(runs, finished, capsys):
     lab.keep("base", writes("y"))
     lab.keep("other", writes("y"), needs=("base",))
     assert capsys.readouterr().out.count("kept, made at") == 2
+
+
+WAITS = """
+import subprocess, sys, time
+from labkit.commands import main, status
+
+def waits(arguments):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        try:
+            print("begun", flush=True)
+            time.sleep(60)
+        finally:
+            child.kill()
+
+status.main = waits
+sys.exit(main(["status"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_closed_interrupts_as_ctrl_c_does(number):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LAB_PYTHON": sys.executable}
+    command = [sys.executable, "-c", WAITS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert "what was finished stays" in process.communicate(timeout=30)[1]
+        assert process.returncode == 130
+
+
+def test_nohup_is_left_as_it_is():
+    code = WAITS.replace("time.sleep(60)", "time.sleep(1)")
+    command = ["nohup", sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "LAB_PYTHON": sys.executable}
+    with subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=30) == 0

@@ -119,6 +119,7 @@ def test_names_that_meet_are_parted_in_whatever_order_the_lines_are(tmp_path, mo
 
 
 PRICES = {
+    "an escape sequence": ({"currency": "\x1b]0;x\x07"}, "cannot be printed"),
     "no JSON": ("{", "Invalid JSON"),
     "a list": ("[]", "dictionary|object|dataclass"),
     "no source": ({"source": None}, "source"),

@@ -105,6 +105,13 @@ def test_a_wrong_key_is_refused(original, keys, tmp_path):
         sign(original[0], tmp_path / "no.pem", tmp_path / "some.sig")
 
 
+def test_no_module_beside_a_bundle_is_run(original, keys, tmp_path, monkeypatch):
+    (tmp_path / "model_signing.py").write_text("print('verified')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LabError, match="is not what the owner of"):
+        check_signature(original[0], keys["other"][1], original[1])
+
+
 # ---- a signed bundle
 
 
@@ -139,6 +146,20 @@ def test_a_bundle_that_was_altered_after_it_was_signed_is_refused(signed, keys, 
 def test_a_bundle_without_its_signature_is_refused(bundle, keys, capsys):  # noqa: F811
     status, said = catch_up(bundle, keys["mine"][1], capsys)
     assert status == 1 and "bundle.tar.sig" in said.err
+
+
+def test_the_signature_of_a_signed_address_is_asked_with_its_query(bundle, keys, monkeypatch):  # noqa: F811
+    asked = []
+
+    def fetch(address, folder):
+        asked.append(address)
+        return bundle
+
+    monkeypatch.setattr("labkit.commands.catch_up._fetch", fetch)
+    address = "https://example.net/c/bundle.tar"
+    for query in "?sv=1&sig=a%2Fb%3D", "":
+        main(["catch-up", "04", "--from", address + query, "--key", str(keys["mine"][1])])
+        assert asked[-1] == f"{address}.sig{query}"
 
 
 def test_a_key_that_is_not_there_is_said_before_anything_is_fetched(signed, tmp_path, capsys):

@@ -98,7 +98,8 @@ def test_a_night_s_run_is_a_schedule(azure, small, sent, capsys):
     assert job["settings"]["force_rerun"] is True and list(job["jobs"]) == ["nightly"]
     spec = next(one for path, one in found.items() if path.startswith("components/"))
     spec = spec["properties"]["componentSpec"]
-    assert "bash lab nightly" in spec["command"] and spec["is_deterministic"] is False
+    assert spec["command"].startswith("bash lab nightly --only labs; ended=$?; cp -r $LAB_RUNS")
+    assert spec["command"].endswith("; exit $ended") and spec["is_deterministic"] is False
     assert "labkit-nightly" in out
 
 
