@@ -1,6 +1,7 @@
 """The six labs as a pipeline of Azure ML, a step for each, and those of a night as a schedule."""
 
 import contextlib
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -178,6 +179,8 @@ def ensure_cluster(client, order: Order, size: str | None = None) -> None:
 
 def as_yaml(job) -> str:
     """The *job* as the SDK writes it for 'az ml job create --file', or a schedule."""
+    # of the SDK's classes, which nobody has asked about
+    logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yml"
         job.dump(path)
