@@ -25,9 +25,11 @@ from labkit.drawing import (
 from labkit.figures import Estimate
 from labkit.screen import css_width, dots, presenting
 
-# of a <pre>: MathJax looks for no formula in one, and it keeps the breaks of lines
+# of a <pre>: MathJax looks for no formula in one, and it keeps the breaks of lines; JupyterLab
+# would break it at any letter
 VERBATIM = (
     "font: inherit; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; "
+    "word-break: normal; "
     "margin: 0; border: 0; padding: 0; background: none"
 )
 PREDICTED = {"color": "black", "linestyle": "--", "linewidth": 2}

@@ -64,4 +64,4 @@ def small(monkeypatch, tmp_path):
     for folder in folders:
         folder.mkdir()
         (folder / "Dockerfile").write_text(f"FROM {folder.name}" + " " * 2000)
-    monkeypatch.setattr(jobs, "staged", lambda _: contextlib.nullcontext(folders))
+    monkeypatch.setattr(jobs, "staged", lambda _, clone=False: contextlib.nullcontext(folders))

@@ -184,7 +184,7 @@ STAGE = [
     "made = lab.keep('lora', train)",
     "made = lab.keep('lora', train)",
     f"# {'x' * 88}",
-    "labkit.table([{'question': 'Where to?', 'answer': 'Lisbon, in short: up.'}])",
+    "labkit.table([{'question': 'Where to?', 'answer': 'wordofsixteenchr ' * 20}])",
 ]
 POINTS = """element => {  // on a slide of 960 points
     const size = element.tagName == 'IMG'
@@ -233,6 +233,7 @@ def test_on_stage_all_is_large_and_a_recording_says_that_it_is_one(page, clone, 
         height = float(line.evaluate("e => parseFloat(getComputedStyle(e).lineHeight)"))
         assert line.bounding_box()["height"] < 1.5 * height  # 90 columns, in one line
         assert page.evaluate(SIDEWAYS) == []
+        assert words(page.locator("td pre").last) == ["wordofsixteenchr"] * 20
         assert "Prose of the lab" not in page.content()
         assert "Prose of the lab" in path.read_text()
         page.on("dialog", lambda dialog: dialog.accept())

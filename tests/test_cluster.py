@@ -1,5 +1,5 @@
 """The jobs' own command lines, one after the other, each in a folder of its own: what a lab has
-made reaches the next one. Lab 03 is trained by two processes, as on two GPUs.
+made reaches the next one. Lab 03 is trained by two processes, as on two GPUs. And a night's job.
 """
 
 import os
@@ -17,8 +17,6 @@ from labkit.course import LABS
 from labkit.products import Products
 from labkit.profiles import PROFILES
 from labkit.summary import Records
-
-pytestmark = pytest.mark.slow  # all labs, with little training
 
 
 def free_port() -> int:
@@ -41,6 +39,54 @@ def run(command: str, code, env: dict, processes: int, log) -> None:
     assert [one.wait(timeout=1800) for one in started] == [0] * processes, log.read_text()[-3000:]
 
 
+LAB = """
+echo "$*" > asked
+mkdir -p $LAB_RUNS/night/logs
+echo page | tee $LAB_RUNS/night/night.html > $LAB_RUNS/night/night.md
+exit {}
+"""
+
+
+def night(code, runs, history, *, only: str = "") -> int:
+    """Runs the command of a night's job in *code*; how it ended."""
+    command = jobs.NIGHT.replace("${{outputs.history}}", str(history))
+    command = command.replace("lab nightly", f"lab nightly {only}".strip())
+    env = os.environ | {"LAB_RUNS": str(runs), "LAB_PYTHON": sys.executable}
+    return subprocess.run(["bash", "-c", command], cwd=code, env=env).returncode
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+def test_the_page_of_a_night_is_kept_and_the_job_ends_as_the_night_did(ended, tmp_path):
+    made, code, runs = tmp_path / "made", tmp_path / "code", tmp_path / "runs"
+    made.mkdir(), code.mkdir()
+    (made / "lab").write_text(LAB.format(ended))
+    git = ["git", "-C", made, "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "lab"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    subprocess.run([*git, "bundle", "create", "-q", code / "labs.bundle", "HEAD"], check=True)
+    assert night(code, runs, tmp_path) == ended
+    assert (runs / "clone" / "asked").read_text() == f"nightly --history {tmp_path}\n"
+    assert {path.name for path in (code / "outputs").iterdir()} == {
+        "night.html",
+        "night.md",
+        "logs",
+    }
+
+
+@pytest.mark.slow
+def test_a_night_runs_in_a_clone_of_its_own(tmp_path, monkeypatch):
+    """With one part of it: the labs, as this clone's last commit has them, and installed anew."""
+    monkeypatch.delenv("LAB_ENTERED", raising=False)
+    with jobs.staged("cpu.txt", clone=True) as (code, _):
+        assert night(code, tmp_path / "runs", tmp_path / "nights", only="--only labs") == 0
+        kept = {str(path.relative_to(code)) for path in (code / "outputs").rglob("*")}
+        notebook = code / "outputs/runs/cpu/notebooks/06_upload.ipynb"
+        assert notebook.is_file() and "night.html" in {name.rpartition("/")[2] for name in kept}
+    assert len(list((tmp_path / "nights").iterdir())) == 1
+
+
+@pytest.mark.slow  # all labs, with little training
 def test_each_step_runs_on_what_the_one_before_hands_on(tmp_path):
     profile, names = PROFILES["cpu"], []
     order = jobs.Order(profile, "labkit", gpus=2, steps=8)

@@ -427,6 +427,19 @@ def test_what_may_fail_does_not_fail_the_night(tmp_path):
     assert "## May fail" in page.markdown(tmp_path, canary, [], known, compared=0)
 
 
+def test_what_is_worse_comes_first(tmp_path):
+    before = [night(eval_loss__onnx_int4_adapter=3.4, sizes_mb__onnx_int4=107.0)] * 3
+    now = replace(
+        night(eval_loss__onnx_int4_adapter=3.4, sizes_mb__onnx_int4=211.0), commit="a1" * 20 + "+"
+    )
+    rows = nights.compare(now, before)
+    text = page.markdown(tmp_path, now, rows, parts.parts(tmp_path), compared=3)
+    figures = text.partition("|---|---|---|---|\n")[2].splitlines()
+    assert "onnx\\_int4 |" in figures[0] and "worse" in figures[0] and len(figures) > 1
+    assert "commit a1a1a1a1a1a1\\+" in text and "a1a1a1a1a1a1a" not in text
+    assert "Executed notebooks" not in text  # there are none
+
+
 # ---- known weaknesses
 
 

@@ -14,6 +14,17 @@ from labkit.profiles import ROOT, Profile
 
 EXPERIMENT = "on-device-lab"
 SIZES = {"cpu": "Standard_D4ds_v5", "gpu": "Standard_NC24ads_A100_v4"}  # virtual machines
+# Kept beside the notebooks' store: the nights before, which the next one is compared with
+HISTORY = "azureml://datastores/workspaceblobstore/paths/labkit/nights"
+# A clone as anybody has it, with an environment of its own. What lies in ./outputs is kept also of
+# a job that fails, and the page of a night that has failed is the one that is read.
+NIGHT = (
+    "here=$PWD; unset LAB_PYTHON; git clone -q labs.bundle $LAB_RUNS/clone && cd $LAB_RUNS/clone"
+    " && bash lab nightly --history ${{outputs.history}}; night=$?"
+    "; mkdir -p $here/outputs; cd $LAB_RUNS/night"
+    "; cp -r --parents night.* logs sbom-* runs/*/report.html runs/*/notebooks $here/outputs"
+    "; exit $night"
+)
 IDLE_S = 600  # a cluster keeps its node so long after the last step; then it costs nothing
 
 
@@ -49,16 +60,16 @@ def step_command(number: str, *, gpus: int = 1) -> str:
 
 
 @contextlib.contextmanager
-def staged(lock: str) -> Iterator[tuple[Path, Path]]:
+def staged(lock: str, *, clone: bool = False) -> Iterator[tuple[Path, Path]]:
     """Folders for as long as the block lasts: the files that git tracks, as they are now, and what
     the image of the environment is built from, with locks/*lock* in it.
 
-    Neither has links, outputs or anything that git does not track. Raises LabError outside of a
+    If *clone*, the first holds a bundle of git in their place: the last commit, with its tests and
+    links. Neither has outputs or anything that git does not track. Raises LabError outside of a
     clone.
     """
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True
-    )
+    git = ["git", "-C", str(ROOT)]
+    listed = subprocess.run([*git, "ls-files", "-z"], capture_output=True, text=True)
     if listed.returncode:
         raise LabError(
             f"{ROOT} is no clone: a job is sent the files that git tracks, and git names none "
@@ -78,6 +89,11 @@ def staged(lock: str) -> Iterator[tuple[Path, Path]]:
         gpu = " --gpu" if lock == "gpu.txt" else ""
         dockerfile = (ROOT / "labkit" / "cluster" / "Dockerfile").read_text()
         (image / "Dockerfile").write_text(dockerfile.replace("lab setup", f"lab setup{gpu}"))
+        if clone:
+            shutil.rmtree(code)
+            code.mkdir()
+            bundle = str(code / "labs.bundle")
+            subprocess.run([*git, "bundle", "create", "--quiet", bundle, "HEAD"], check=True)
         yield code, image
 
 
@@ -120,7 +136,10 @@ def pipeline(order: Order, code: Path, image: Path):
 
 
 def nightly(order: Order, code: Path, image: Path, cron: str):
-    """The JobSchedule of './lab nightly --only labs' at the times of the *cron* line, in UTC."""
+    """The JobSchedule of './lab nightly' at the times of the *cron* line, in UTC.
+
+    *code* is that of a clone.
+    """
     from azure.ai.ml import Output, dsl
     from azure.ai.ml.entities import CronTrigger, JobSchedule
 
@@ -130,10 +149,8 @@ def nightly(order: Order, code: Path, image: Path, cron: str):
         image,
         name="labkit_nightly",
         display_name="nightly",
-        # the labs: a job has no tests; and a night that failed has a page, too
-        command="bash lab nightly --only labs; ended=$?; cp -r $LAB_RUNS ${{outputs.after}}; "
-        "exit $ended",
-        outputs={"after": Output(type="uri_folder", mode="upload")},
+        command=NIGHT,
+        outputs={"history": Output(type="uri_folder", mode="rw_mount")},
     )
 
     # a schedule takes no command, but a pipeline, which must not take last night's outputs
@@ -141,6 +158,7 @@ def nightly(order: Order, code: Path, image: Path, cron: str):
     def night():
         node = step()
         node.name = "nightly"
+        node.outputs.history = Output(type="uri_folder", mode="rw_mount", path=HISTORY)
 
     job = _settled(night(), order)
     job.settings.force_rerun = True
@@ -183,6 +201,9 @@ def _step(order: Order, code: Path, image: Path, **about):
     from azure.ai.ml import command
     from azure.ai.ml.entities import BuildContext, Environment
 
+    from labkit.registry.sdk import quiet
+
+    quiet()
     settings = {"LAB_PROFILE": order.profile.name, "LAB_MODEL": order.profile.model}
     settings |= {"LAB_STEPS": str(order.steps)} if order.steps else {}
     # on the node's own disk; and no step has anybody's sign-in

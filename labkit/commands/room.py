@@ -94,7 +94,10 @@ def _setup(options) -> Setup:
         git = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
         done = subprocess.run(git, capture_output=True, text=True)
         repository = done.stdout.strip()
-    ref = options.ref or git_commit().rstrip("+")
+    ref = options.ref or git_commit()
+    if not options.ref and ref.endswith("+"):
+        ref = ref.rstrip("+")
+        print("files of this clone were changed since its last commit: the instances get that one")
     lab = options.catch_up or ""
     setup = Setup(repository, ref, options.bundle, options.fingerprint.lower(), lab)
     setup.check()
@@ -105,7 +108,7 @@ def _options(arguments: list[str]):
     parser = argparse.ArgumentParser(
         prog="./lab room", description="A compute instance in Azure ML for each line of a CSV."
     )
-    commands = parser.add_subparsers(dest="what", required=True)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="plan|up|status|down")
     texts = {
         "plan": "names and cost; asks nothing of Azure",
         "up": "make what is missing, start what is stopped, wait for all",

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     order = ordered(options)
-    with jobs.staged(jobs.lock_of(order.profile)) as folders:
+    with jobs.staged(jobs.lock_of(order.profile), clone=bool(options.nightly)) as folders:
         if options.nightly:
             job = jobs.nightly(order, *folders, options.nightly)
         else:

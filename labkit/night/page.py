@@ -33,6 +33,8 @@ th, td { text-align: left; padding: .3rem .5rem .3rem 0; border-bottom: 1px soli
 td:not(:first-child) { white-space: nowrap } td:first-child, p, li { overflow-wrap: anywhere }
 td:last-child { white-space: normal } .anchor-link { display: none }
 a { color: #0b57a4 }
+@media (max-width: 34rem) {  /* a phone, upright: the name of a figure is read, too */
+  td:not(:first-child) { white-space: normal } td:first-child { min-width: 8.5rem } }
 @media (prefers-color-scheme: dark) {
   body { color: #eee; background: #161616 } a { color: #8ec5ff } th, td { border-color: #444 } }
 """
@@ -77,10 +79,11 @@ def markdown(
     folder: Path, night: Night, rows: list[Row], parts: dict[str, Part], *, compared: int
 ) -> str:
     """The page as Markdown, with links to what lies in *folder*."""
+    commit = re.sub("^([0-9a-f]{12})[0-9a-f]+", r"\1", night.commit)
     lines = [
         f"# {safe(verdict(night, parts))}",
         "",
-        safe(f"{night.at} UTC, commit {night.commit}"),
+        safe(f"{night.at} UTC, commit {commit}"),
     ]
     lines += ["", safe(night.machine), ""]
     for title, of in (("What failed", True), ("May fail", False)):
@@ -106,7 +109,8 @@ def markdown(
         for pattern in ("runs/*/report.html", "runs/*/notebooks/*.ipynb", "sbom-*.json")
         for path in sorted(folder.glob(pattern))
     ]
-    lines += ["", "## Executed notebooks, and what is in the packages", ""]
+    if links:
+        lines += ["", "## Executed notebooks, and what is in the packages", ""]
     return "\n".join([*lines, *(f"- {link}" for link in links if link), ""])
 
 
@@ -130,7 +134,10 @@ def _figures(night: Night, rows: list[Row], compared: int) -> list[str]:
     lines += [
         f"| {safe(row.name)} | {row.now:,.4g} {safe(row.unit)} | {row.median:,.4g} "
         f"| {row.change:+.1%}, {row.verdict}; noise {row.band:.0%} |"
-        for row in [*(r for r in rows if r.name == "all steps together"), *told]
+        for row in sorted(
+            [*(r for r in rows if r.name == "all steps together"), *told],
+            key=lambda row: row.verdict != "worse",
+        )
     ]
     same = len(rows) - len(told)
     before = f"Before: the median of the last good nights. As before: {same} more."

@@ -85,13 +85,17 @@ def identity(signed_in) -> tuple[str, str]:
     return who or application, claims.get("tid", "")
 
 
+def quiet() -> None:
+    """Silences what the SDK says of its own classes, which nobody has asked about."""
+    logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
+
+
 def client(signed_in, *workspace: str, **registry: str):
     """MLClient of a workspace or registry, without telemetry, and with an end to its patience."""
     from azure.ai.ml import MLClient
     from azure.ai.ml._utils import _asset_utils
 
-    # of its classes, which nobody has asked about
-    logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
+    quiet()
     # four hours, and no setting changes that: an upload that stalls would hang the cell
     _asset_utils.DEFAULT_CONNECTION_TIMEOUT = SILENCE_S
     patience = {

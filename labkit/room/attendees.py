@@ -80,10 +80,12 @@ def read_attendees(path: Path, event: str) -> list[Attendee]:
 
 
 def _text(data: bytes) -> str:
+    if data.startswith(b"PK\3\4"):
+        raise ValueError("this is a workbook of Excel: save it as 'CSV UTF-8'")
     text = data.decode("utf-8-sig")  # with Excel's mark at the start, or without
     head = text.partition("\n")[0]
     if "," not in head and (";" in head or "\t" in head):
-        raise ValueError("its fields are not separated by commas")
+        raise ValueError("its fields are not separated by commas: replace all of the others")
     return text
 
 

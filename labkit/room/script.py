@@ -27,7 +27,8 @@ class Setup:
                 raise LabError(
                     f"'{SECRET.sub('//...@', address.partition('?')[0])}' is no address for the "
                     "instances: https, without a name or a token. They fetch from it without "
-                    "anybody's sign-in, and all attendees can read it."
+                    "anybody's sign-in, and all attendees can read it. Name another with "
+                    f"--{'repository' if address == self.repository else 'bundle'}."
                 )
         if not re.fullmatch(r"[\w./-]+", self.ref) or self.ref.startswith("-"):
             raise LabError(

@@ -32,6 +32,7 @@ CSVS = {
     "no attendee": (HEAD, 2, "nobody is in it"),
     "semicolons": (GOOD.replace(",", ";"), 1, "not separated by commas"),
     "tabs": (GOOD.replace(",", "\t"), 1, "not separated by commas"),
+    "a workbook": (b"PK\3\4\x14\0\6\0", 1, "is a workbook of Excel"),
     "no header": (f"Ada,{ADA}\n", 1, "its columns are"),
     "another column": (f"name,object_id,email\nAda,{ADA},a@b.c\n", 1, "nothing that is not need"),
     "a column twice": (f"name,name,object_id\nAda,Ada,{ADA}\n", 1, "its columns are"),
@@ -262,3 +263,14 @@ def test_a_request_that_breaks(azure, room, request_, what):
     assert room("down")[0] == 0
     assert [one["name"] for one in azure.computes] == ["event-of-a-colleague"]
     assert not azure.refused
+
+
+def test_a_plan_says_what_does_not_travel_and_names_the_option(tmp_path, monkeypatch, capsys):
+    (tmp_path / "room.csv").write_text(GOOD)
+    monkeypatch.setattr(command, "git_commit", lambda: f"{'a1' * 20}+")
+    plan = ["plan", str(tmp_path / "room.csv"), "--event", "spring", "--stop", "17:30"]
+    assert command.main([*plan, "--repository", "https://example.com/labs"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("files of this clone were changed") and f"{'a1' * 20};" in said
+    with pytest.raises(LabError, match="Name another with --repository"):
+        command.main([*plan, "--repository", "git@example.com:labs.git"])

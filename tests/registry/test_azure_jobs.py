@@ -6,6 +6,7 @@ import re
 import azure_rig
 import pytest
 
+from labkit.cluster import jobs
 from labkit.commands import endpoint, submit
 from labkit.course import LABS
 from labkit.profiles import ROOT
@@ -98,8 +99,10 @@ def test_a_night_s_run_is_a_schedule(azure, small, sent, capsys):
     assert job["settings"]["force_rerun"] is True and list(job["jobs"]) == ["nightly"]
     spec = next(one for path, one in found.items() if path.startswith("components/"))
     spec = spec["properties"]["componentSpec"]
-    assert spec["command"].startswith("bash lab nightly --only labs; ended=$?; cp -r $LAB_RUNS")
-    assert spec["command"].endswith("; exit $ended") and spec["is_deterministic"] is False
+    assert spec["command"] == jobs.NIGHT and spec["is_deterministic"] is False
+    kept = job["jobs"]["nightly"]["outputs"]["history"]
+    assert "labkit/nights" in json.dumps([kept, job["outputs"]])
+    assert "ReadWriteMount" in json.dumps([kept, job["outputs"]])
     assert "labkit-nightly" in out
 
 
