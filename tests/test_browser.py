@@ -237,7 +237,8 @@ def test_on_stage_all_is_large_and_a_recording_says_that_it_is_one(page, clone, 
         assert "Prose of the lab" not in page.content()
         assert "Prose of the lab" in path.read_text()
         page.on("dialog", lambda dialog: dialog.accept())
-        page.goto(re.search(r"own screen: (\S+)", log.read_text())[1].replace("...", TOKEN))
+        notes = "runs/presenting/03_finetune.md"
+        page.goto(slides.replace("notebooks/03_finetune.ipynb", notes))
         expect(page.get_by_role("heading", name="speaker notes")).to_be_visible()
 
 

@@ -219,6 +219,7 @@ def faked(tmp_path, monkeypatch):
         return Ran(0, 1.0, "")
 
     monkeypatch.setattr(nightly, "run", run)
+    monkeypatch.delenv("LAB_STEPS")
     return tmp_path / "a night's folder", got
 
 
@@ -236,14 +237,31 @@ def test_two_nights_do_not_share_a_folder(faked):
     assert not got
 
 
-def test_a_night_that_is_cut_off_leaves_no_page_of_another(faked, monkeypatch):
+def test_a_night_that_is_cut_off_has_a_page_of_what_was_done(faked, monkeypatch):
     out, _ = faked
-    nightly.main(["--only", "tests", "--out", str(out)])
-    assert (out / "night.html").exists()
-    monkeypatch.setattr(nightly, "run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    nightly.main(["--only", "tests", "order", "--out", str(out)])
+    assert first_line((out / "night.md").read_text()) == "# The night was good"
+
+    def run(part, log, **_):
+        if log.stem == "order":
+            signal.raise_signal(signal.SIGINT)
+        return Ran(1, 1.0, "error: it failed")
+
+    monkeypatch.setattr(nightly, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        nightly.main(["--only", "tests", "--out", str(out)])
-    assert not list(out.glob("night.*")) and not (out / nightly.RESERVE).exists()
+        nightly.main(["--only", "tests", "order", "--out", str(out)])
+    text = (out / "night.md").read_text()
+    assert first_line(text) == r"# The night failed: test \(1\), time \(1\)"
+    assert "cut off before these ended: order" in text and "it failed" in text
+    assert (out / "night.html").exists() and not (out / nightly.RESERVE).exists()
+
+
+@pytest.mark.parametrize(("steps", "kept"), [("", 1), ("8", 0)])
+def test_figures_of_other_settings_are_no_measure(faked, monkeypatch, steps, kept):
+    out, _ = faked
+    monkeypatch.setenv("LAB_STEPS", steps)
+    nightly.main(["--only", "labs", "--out", str(out)])
+    assert len(nights.read_nights(out / "history")) == kept
 
 
 def test_an_experiment_that_did_not_run_has_no_figure(faked):

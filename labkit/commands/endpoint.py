@@ -50,7 +50,7 @@ def test(question: str) -> int:
 
     from labkit.cluster.endpoint import local_server
 
-    direct = requests.Session()
+    refused, direct = False, requests.Session()
     direct.trust_env = False  # past any proxy
     with local_server(package()) as address:
         print(f"Azure's inference server answers on {address}")
@@ -58,7 +58,8 @@ def test(question: str) -> int:
             sent = {"prompt": question, "adapter": adapter}
             reply = direct.post(address, json=sent, timeout=300)
             print(json.dumps(reply.json(), indent=1, ensure_ascii=False))
-    return int(not reply.ok)
+            refused |= not reply.ok
+    return int(refused)
 
 
 def deploy(options) -> int:

@@ -1,10 +1,12 @@
 """./lab nightly: all that a night runs, and one page that says what it found."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 
 from labkit.commands import setup
@@ -16,7 +18,7 @@ from labkit.night import causes, nights
 from labkit.night.page import decides, verdict, write_page
 from labkit.night.parts import Part, parts, run
 from labkit.products import folder_lock
-from labkit.profiles import runs_folder
+from labkit.profiles import PROFILES, resolve_profile, runs_folder
 from labkit.state import read_state
 
 RESERVE = ".reserve"  # a file of 1 MB, so that a disk that fills up has room for the page
@@ -50,33 +52,39 @@ def main(arguments: list[str]) -> int:
 
 
 def _night(options, out: Path, history: Path, known: dict[str, Part]) -> int:
-    for page in "night.md", "night.html":  # if this night is cut off, the last one's is not its
-        remove(out / page, inside=out)
     (out / "logs").mkdir(exist_ok=True)
     reserve = out / RESERVE
     reserve.write_bytes(os.urandom(2**20))
     chosen = {name: part for name, part in known.items() if name in (options.only or known)}
     night = nights.Night(nights.now(), git_commit(), machine_name(), accepted=options.accept)
+    earlier = nights.read_nights(history)
+    good = sum(one.good for one in earlier)
     for name, part in chosen.items():
+        undone = ", ".join(one for one in chosen if one not in night.seconds)
+        cut_off = causes.Failure(
+            "night", "time", "", f"it was cut off before these ended: {undone}"
+        )
+        so_far = replace(night, failures=[*night.failures, cut_off])
+        with contextlib.suppress(OSError, LabError):  # a full disk has room for the last page only
+            rows = nights.compare(night, earlier)
+            write_page(out, so_far, rows, known, compared=good)
         print(f"\n=== {name}: {part.what}", flush=True)
         _run_part(name, part, out, night)
-    summary = read_state(out / "runs" / "cpu" / "summary.json", dict) or {}
-    if "labs" in night.seconds:
-        night.figures = nights.figures_of(summary) | _experiments(out, night.seconds)
-    earlier = nights.read_nights(history)
+        if "labs" in night.seconds:
+            summary = read_state(out / "runs" / "cpu" / "summary.json", dict) or {}
+            night.figures = nights.figures_of(summary) | _experiments(out, night.seconds)
     rows = nights.compare(night, earlier)
     if not options.accept:
         night.failures += nights.regressions(rows)
     night.good = not any(decides(one.part, known) for one in night.failures)
-    good = sum(one.good for one in earlier)
     print(f"\n{verdict(night, known)}", flush=True)
     for one in night.failures:
         print(f"  {one.cause}: {one.part} {one.where}: {one.what}", file=sys.stderr)
     remove(reserve, inside=out)
     pages = write_page(out, night, rows, known, compared=good)
     print("\n".join(str(page) for page in pages))
-    if "labs" in night.seconds:
-        nights.keep(night, history)
+    if "labs" in night.seconds and resolve_profile(profile="cpu") == PROFILES["cpu"]:
+        nights.keep(night, history)  # not what was measured with another model, data or steps
     return int(not night.good)
 
 

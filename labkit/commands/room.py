@@ -10,7 +10,7 @@ from labkit.errors import LabError
 from labkit.machine import git_commit
 from labkit.profiles import ROOT
 from labkit.progress import Progress
-from labkit.room.attendees import read_attendees
+from labkit.room.attendees import check_event, read_attendees
 from labkit.room.prices import EXAMPLE, read_prices
 from labkit.room.script import Setup
 
@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     from labkit.room.workspace import Room  # loads Azure's libraries
 
     if options.what == "down":
+        check_event(options.event)
         prices = read_prices(options.prices)
         return _down(Room(options.event), prices, options.yes)
     attendees = read_attendees(options.csv, options.event)
@@ -89,19 +90,23 @@ def _show(rows) -> None:
 
 
 def _setup(options) -> Setup:
-    repository = options.repository
-    if not repository:
-        git = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
-        done = subprocess.run(git, capture_output=True, text=True)
-        repository = done.stdout.strip()
-    ref = options.ref or git_commit()
-    if not options.ref and ref.endswith("+"):
-        ref = ref.rstrip("+")
-        print("files of this clone were changed since its last commit: the instances get that one")
+    repository = options.repository or _git("config", "--get", "remote.origin.url")
+    ref = options.ref or git_commit().rstrip("+")
+    if not options.ref:
+        if git_commit().endswith("+"):
+            print("files of this clone were changed since its last commit: instances get that one")
+        if not _git("branch", "--remotes", "--contains", ref):
+            print("no branch that was pushed has this clone's last commit: push it first")
     lab = options.catch_up or ""
     setup = Setup(repository, ref, options.bundle, options.fingerprint.lower(), lab)
     setup.check()
     return setup
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this clone; "" where it says nothing."""
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def _options(arguments: list[str]):

@@ -140,7 +140,9 @@ def compare(night: Night, earlier: list[Night]) -> list[Row]:
     if pace is not None:
         verdict = "worse" if pace > SLOW_NIGHT else "as before"
         rows.append(
-            Row("all steps together", pace, "times", 1.0, pace - 1, SLOW_NIGHT - 1, verdict)
+            Row(
+                "all steps together", pace, "times as long", 1.0, pace - 1, SLOW_NIGHT - 1, verdict
+            )
         )
     return rows + [_row(name, night.figures[name], known[name], pace or 1.0) for name in known]
 

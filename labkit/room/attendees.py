@@ -27,17 +27,22 @@ class Attendee:
     compute: str
 
 
+def check_event(event: str) -> None:
+    """Raises LabError where no instance can be named after *event*."""
+    if not re.fullmatch(EVENT, event):
+        raise LabError(
+            f"'{event}' cannot be the name of an event: instances are named after it. Choose at "
+            "most 15 small letters and digits, hyphens between them, a letter first."
+        )
+
+
 def read_attendees(path: Path, event: str) -> list[Attendee]:
     """The attendees in the file *path*, in its order, with an instance of *event* for each.
 
     Raises LabError that names the line of the first thing that is wrong, and for an event whose
     name no instance can begin with.
     """
-    if not re.fullmatch(EVENT, event):
-        raise LabError(
-            f"'{event}' cannot be the name of an event: instances are named after it. Choose at "
-            "most 15 small letters and digits, hyphens between them, a letter first."
-        )
+    check_event(event)
     if not path.is_file():
         raise LabError(f"there is no file {path}. Name the CSV of the attendees.")
     with open(path, "rb") as file:
@@ -49,7 +54,9 @@ def read_attendees(path: Path, event: str) -> list[Attendee]:
             line = data.count(b"\n") + 1
             raise ValueError(f"the file goes on beyond {LONGEST // 1024} kB")
         text = _text(data)
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        # a spreadsheet separates as its language does
+        separator = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         columns = None
         for fields in reader:
             line = reader.line_num
@@ -82,11 +89,7 @@ def read_attendees(path: Path, event: str) -> list[Attendee]:
 def _text(data: bytes) -> str:
     if data.startswith(b"PK\3\4"):
         raise ValueError("this is a workbook of Excel: save it as 'CSV UTF-8'")
-    text = data.decode("utf-8-sig")  # with Excel's mark at the start, or without
-    head = text.partition("\n")[0]
-    if "," not in head and (";" in head or "\t" in head):
-        raise ValueError("its fields are not separated by commas: replace all of the others")
-    return text
+    return data.decode("utf-8-sig")  # with Excel's mark at the start, or without
 
 
 def _field(text: str) -> str:

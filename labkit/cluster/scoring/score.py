@@ -81,7 +81,7 @@ def read(request) -> tuple[str, str, int]:
         raise RefusedError(400, f'"adapter" must be one of: {", ".join(sorted(names))}.')
     if type(most) is not int or not 1 <= most <= MOST:
         raise RefusedError(400, f'"max_tokens" must be a whole number from 1 to {MOST}.')
-    if any(unicodedata.category(letter) in ("Cs", "Cc") for letter in prompt.replace("\n", " ")):
+    if any(unicodedata.category(one) in ("Cs", "Cc") and one not in "\n\r\t" for one in prompt):
         raise RefusedError(400, "The prompt holds a control character, or half of a character.")
     prompt = unicodedata.normalize("NFC", prompt.strip())  # as the model was trained
     if any(token in prompt for token in control):
