@@ -75,6 +75,14 @@ class NotRun:
         self.failed |= report.failed and report.nodeid.split("::")[0].endswith(".ipynb")
 
 
+@pytest.fixture(autouse=True)
+def nothing_told():
+    """Files that a test before this one found damaged are told again."""
+    from labkit import state
+
+    state._told.clear()
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """An empty run folder of the test's own."""

@@ -8,7 +8,7 @@ import pytest
 from samples import CPU
 from test_progress import Screen
 
-from labkit import replay, state
+from labkit import replay
 from labkit.products import Products
 from labkit.progress import MOST_REPORTS, Progress, report
 from labkit.session import Lab
@@ -20,7 +20,6 @@ NAME = "lora"
 @pytest.fixture
 def lab(runs, monkeypatch):
     monkeypatch.delenv("LAB_PRESENT", raising=False)
-    monkeypatch.setattr(state, "_told", set())
     monkeypatch.setattr(replay, "WORTH_S", 0.0)
     monkeypatch.setattr(replay, "LONGEST_S", 1.5)
     return Lab("03", CPU)

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import CPU, writes
 
-from labkit import state
 from labkit.commands import main
 from labkit.commands.status import state as state_of
 from labkit.errors import LabError
@@ -76,9 +75,8 @@ QUICK = ["empty, after a power cut", "cut off", "a list", "not UTF-8", a_folder,
     ],
     ids=lambda kind: getattr(kind, "__name__", kind),
 )
-def damage(request, monkeypatch):
+def damage(request):
     """A function that puts something else in the place of a file."""
-    monkeypatch.setattr(state, "_told", set())
 
     def damage(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,8 +217,7 @@ def test_products_that_are_said_to_need_each_other_are_not_current(runs):
     assert not lab.products.is_current("base") and not lab.products.is_current("other")
 
 
-def test_a_run_folder_of_another_version_is_told_in_four_lines(runs, capsys, monkeypatch):
-    monkeypatch.setattr(state, "_told", set())
+def test_a_run_folder_of_another_version_is_told_in_four_lines(runs, capsys):
     lab = Lab("01", CPU)
     for number in range(6):
         lab.keep(f"p{number}", writes("x"))
@@ -283,7 +280,6 @@ def finished(tmp_path_factory, monkeypatch):
     """A lab with a product, a figure and a choice, and the three files that tell of them."""
     runs = tmp_path_factory.mktemp("runs")
     monkeypatch.setenv("LAB_RUNS", str(runs))
-    monkeypatch.setattr(state, "_told", set())
     lab = Lab("01", CPU)
     lab.keep("base", writes("x"))
     lab.record("eval_loss", base=Estimate(3.0))
