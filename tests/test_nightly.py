@@ -84,7 +84,9 @@ class Clone:
             [sys.executable, "-m", "labkit", "nightly", "--only", "labs", *arguments]
             + ["--out", str(self.out), "--history", str(self.history)],
             cwd=self.root,
-            env=os.environ | {"PYTHONPATH": str(self.root), "LAB_PYTHON": sys.executable} | env,
+            env=os.environ
+            | {"PYTHONPATH": str(self.root), "LAB_PYTHON": sys.executable, "LAB_STEPS": ""}
+            | env,
             capture_output=True,
             text=True,
         )
