@@ -15,6 +15,12 @@ def lock_of(name: str) -> Path:
     return ROOT / "locks" / f"extras-{name}.txt"
 
 
+def pins(lock: Path) -> dict[str, str]:
+    """Package -> version, of a lock file."""
+    lines = (line.split("#")[0].strip() for line in lock.read_text().splitlines())
+    return dict(line.split("==") for line in lines if line)
+
+
 def digest_of(name: str) -> str:
     """SHA-256 of the lock of the extra *name*."""
     return hashlib.sha256(lock_of(name).read_bytes()).hexdigest()

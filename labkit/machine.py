@@ -102,15 +102,19 @@ def git_commit() -> str:
     """The commit of this clone, with "+" where tracked files were changed since; "unknown" outside
     of git.
     """
-    git = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode
-        return head.stdout.strip() + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
+    head = git("rev-parse", "HEAD")
+    if head.returncode:
         return "unknown"
+    return head.stdout.strip() + "+" * bool(git("diff", "--quiet", "HEAD").returncode)
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What git says of this clone; its status is 127 where there is no git."""
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labkit.capture import last_lines
 from labkit.errors import LabError
-from labkit.extras import extra_packages, lock_of
+from labkit.extras import extra_packages, lock_of, pins
 from labkit.profiles import ROOT
 
 SCORING = ROOT / "labkit" / "cluster" / "scoring"
@@ -38,8 +38,7 @@ def entities(order, package: Path) -> tuple:
 
     tags = {EVENT_TAG: order.event}  # what an event has made is deleted with it
     endpoint = ManagedOnlineEndpoint(name=order.name, auth_mode="key", tags=dict(tags))
-    lines = [line.split("#")[0].strip() for line in lock_of("endpoint").read_text().splitlines()]
-    pip = {"pip": list(filter(None, lines))}
+    pip = {"pip": [f"{name}=={pin}" for name, pin in pins(lock_of("endpoint")).items()]}
     conda = {"name": "scoring", "dependencies": ["python=3.11", "pip", pip]}
     deployment = ManagedOnlineDeployment(
         name=DEPLOYMENT,
@@ -55,17 +54,16 @@ def entities(order, package: Path) -> tuple:
 
 
 @contextlib.contextmanager
-def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
+def local_server(package: Path) -> Iterator[str]:
     """Azure's inference server with *package* on this machine alone: its address, for as long as
     the block lasts.
 
     Raises LabError where its packages are missing, or it does not start.
     """
     packages = extra_packages("endpoint")
-    if not port:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     # its own start listens on all addresses: here is what that runs. It would take OpenTelemetry
     # of another version from the labs' packages: so without them (-S)
     env = os.environ | {
@@ -91,15 +89,23 @@ def local_server(package: Path, *, port: int = 0) -> Iterator[str]:
             server.wait()
 
 
+def direct():
+    """A session of requests that goes past any proxy, to this machine."""
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 def _wait(server: subprocess.Popen, port: int, log: Path) -> None:
     import requests
 
-    direct = requests.Session()
-    direct.trust_env = False  # past any proxy
+    session = direct()
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.poll() is None:
         with contextlib.suppress(requests.RequestException):
-            if direct.get(f"http://127.0.0.1:{port}/", timeout=5).ok:
+            if session.get(f"http://127.0.0.1:{port}/", timeout=5).ok:
                 return
         time.sleep(0.2)
     raise LabError(

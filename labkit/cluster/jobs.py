@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from labkit.course import LABS
 from labkit.errors import LabError
+from labkit.machine import git
 from labkit.profiles import ROOT, Profile
 
 EXPERIMENT = "on-device-lab"
@@ -68,8 +68,7 @@ def staged(lock: str, *, clone: bool = False) -> Iterator[tuple[Path, Path]]:
     links. Neither has outputs or anything that git does not track. Raises LabError outside of a
     clone.
     """
-    git = ["git", "-C", str(ROOT)]
-    listed = subprocess.run([*git, "ls-files", "-z"], capture_output=True, text=True)
+    listed = git("ls-files", "-z")
     if listed.returncode:
         raise LabError(
             f"{ROOT} is no clone: a job is sent the files that git tracks, and git names none "
@@ -90,10 +89,10 @@ def staged(lock: str, *, clone: bool = False) -> Iterator[tuple[Path, Path]]:
         dockerfile = (ROOT / "labkit" / "cluster" / "Dockerfile").read_text()
         (image / "Dockerfile").write_text(dockerfile.replace("lab setup", f"lab setup{gpu}"))
         if clone:
-            shutil.rmtree(code)
+            code = Path(folder) / "clone"
             code.mkdir()
             bundle = str(code / "labs.bundle")
-            subprocess.run([*git, "bundle", "create", "--quiet", bundle, "HEAD"], check=True)
+            git("bundle", "create", "--quiet", bundle, "HEAD").check_returncode()
         yield code, image
 
 

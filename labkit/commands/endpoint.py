@@ -46,17 +46,14 @@ def package():
 
 def test(question: str) -> int:
     """Asks *question* with and without the adapter; 1 where no answer came."""
-    import requests
+    from labkit.cluster.endpoint import direct, local_server
 
-    from labkit.cluster.endpoint import local_server
-
-    refused, direct = False, requests.Session()
-    direct.trust_env = False  # past any proxy
+    refused, session = False, direct()
     with local_server(package()) as address:
         print(f"Azure's inference server answers on {address}")
         for adapter in "base", "travel":
             sent = {"prompt": question, "adapter": adapter}
-            reply = direct.post(address, json=sent, timeout=300)
+            reply = session.post(address, json=sent, timeout=300)
             print(json.dumps(reply.json(), indent=1, ensure_ascii=False))
             refused |= not reply.ok
     return int(refused)

@@ -2,13 +2,11 @@
 
 import argparse
 import re
-import subprocess
 from pathlib import Path
 
 from labkit.commands import agreed, lab_number
 from labkit.errors import LabError
-from labkit.machine import git_commit
-from labkit.profiles import ROOT
+from labkit.machine import git, git_commit
 from labkit.progress import Progress
 from labkit.room.attendees import check_event, read_attendees
 from labkit.room.prices import EXAMPLE, read_prices
@@ -90,23 +88,19 @@ def _show(rows) -> None:
 
 
 def _setup(options) -> Setup:
-    repository = options.repository or _git("config", "--get", "remote.origin.url")
-    ref = options.ref or git_commit().rstrip("+")
-    if not options.ref:
-        if git_commit().endswith("+"):
+    repository = options.repository or git("config", "--get", "remote.origin.url").stdout.strip()
+    ref = options.ref
+    if not ref:
+        commit = git_commit()
+        ref = commit.rstrip("+")
+        if ref != commit:
             print("files of this clone were changed since its last commit: instances get that one")
-        if not _git("branch", "--remotes", "--contains", ref):
+        if not git("branch", "--remotes", "--contains", ref).stdout:
             print("no branch that was pushed has this clone's last commit: push it first")
     lab = options.catch_up or ""
     setup = Setup(repository, ref, options.bundle, options.fingerprint.lower(), lab)
     setup.check()
     return setup
-
-
-def _git(*arguments: str) -> str:
-    """What git says of this clone; "" where it says nothing."""
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def _options(arguments: list[str]):

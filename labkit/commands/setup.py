@@ -19,6 +19,7 @@ from pathlib import Path
 from labkit import extras
 from labkit.commands.installer import CPU_INDEX, UV, WHEEL, Installer, tail
 from labkit.errors import LabError
+from labkit.extras import pins
 from labkit.folders import MARK, own, remove
 from labkit.machine import TELEMETRY_OFF
 from labkit.profiles import ROOT
@@ -232,12 +233,6 @@ def download(folder: Path, *, gpu: bool = False) -> None:
         f"Next, on a machine with Python 3.{sys.version_info[1]}, DIR being a copy of that "
         f"folder: './lab setup{' --gpu' if gpu else ''} --wheels DIR'."
     )
-
-
-def pins(lock: Path) -> dict[str, str]:
-    """Package -> version, of a lock file."""
-    lines = (line.split("#")[0].strip() for line in lock.read_text().splitlines())
-    return dict(line.split("==") for line in lines if line)
 
 
 def _choose(installer: Installer, target: Path) -> tuple[str, tuple[str, ...]]:

@@ -28,11 +28,16 @@ class Meter(NamedTuple):
     machines: int = 0
 
 
+def power_state(compute) -> str:
+    """Azure's word for it, such as Running; "" where it has none."""
+    state = getattr(compute, "state", None)
+    return getattr(state, "value", state) or ""
+
+
 def meters(client) -> Iterator[Meter]:
     """What costs money in the workspace of *client*, whoever made it; also what is stopped."""
     for compute in client.compute.list():
-        state = getattr(compute, "state", None)
-        state = getattr(state, "value", state) or ""
+        state = power_state(compute)
         size = getattr(compute, "size", None)
         if nodes := getattr(compute, "min_instances", None):
             why = f"keeps {nodes} nodes also at rest"

@@ -11,6 +11,7 @@ from azure.ai.ml.entities import (
     SetupScripts,
 )
 
+from labkit.registry.azure import power_state
 from labkit.registry.sdk import EVENT_TAG
 from labkit.room.attendees import Attendee
 
@@ -52,8 +53,7 @@ def script_of(event: str) -> str:
 
 def state_of(compute) -> str:
     """Azure's word for it, such as Running, or what is known of its making."""
-    state = getattr(compute, "state", None)
-    return getattr(state, "value", state) or compute.provisioning_state or "unknown"
+    return power_state(compute) or compute.provisioning_state or "unknown"
 
 
 def under_way(compute) -> bool:

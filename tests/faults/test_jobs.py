@@ -125,6 +125,7 @@ def test_no_workspace_is_told(elsewhere, small):
 
 def test_outside_of_a_clone_nothing_is_sent(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    monkeypatch.setattr("labkit.machine.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(LabError, match="is no clone"), jobs.staged("cpu.txt"):
         raise AssertionError("it was staged")
