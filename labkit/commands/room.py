@@ -92,8 +92,8 @@ def _setup(options) -> Setup:
     ref = options.ref
     if not ref:
         commit = git_commit()
-        ref = commit.rstrip("+")
-        if ref != commit:
+        ref = "" if commit == "unknown" else commit.rstrip("+")
+        if commit.endswith("+"):
             print("files of this clone were changed since its last commit: instances get that one")
         if not git("branch", "--remotes", "--contains", ref).stdout:
             print("no branch that was pushed has this clone's last commit: push it first")

@@ -22,7 +22,7 @@ class Setup:
 
     def check(self) -> None:
         """Raises LabError for what an instance could not fetch, or should not read."""
-        for address in filter(None, (self.repository, self.bundle)):
+        for address in (self.repository, *filter(None, [self.bundle])):
             if not address.startswith("https://") or SECRET.search(address):
                 raise LabError(
                     f"'{SECRET.sub('//...@', address.partition('?')[0])}' is no address for the "

@@ -150,6 +150,7 @@ def test_a_file_of_prices_that_is_none(case, tmp_path):
 
 SETUPS = {
     "no https": ({"repository": "git@example.com:labs.git"}, "no address for the instances"),
+    "no origin": ({"repository": ""}, "no address for the instances.*--repository"),
     "a token in it": ({"repository": "https://me:ghp_x@example.com/labs"}, "no address for"),
     "an option as ref": ({"ref": "--upload-pack=x"}, "no commit, tag or branch"),
     "a ref with a space": ({"ref": "a b"}, "no commit, tag or branch"),
@@ -280,3 +281,12 @@ def test_a_plan_says_what_does_not_travel_and_names_the_option(tmp_path, monkeyp
     assert said.startswith("files of this clone were changed") and f"{'a1' * 20};" in said
     with pytest.raises(LabError, match="Name another with --repository"):
         command.main([*plan, "--repository", "git@example.com:labs.git"])
+
+
+def test_a_folder_that_git_does_not_know_needs_a_ref(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "git_commit", lambda: "unknown")
+    path = tmp_path / "room.csv"
+    path.write_text(GOOD)
+    plan = ["plan", str(path), "--event", "event", "--stop", "17:30", "--repository"]
+    with pytest.raises(LabError, match="no commit, tag or branch .*--ref"):
+        command.main([*plan, "https://example.com/labs.git"])
