@@ -89,6 +89,33 @@ def pytest_xdist_make_scheduler(config, log):
                 return "extras"  # beside the others, for each writes products of its own
             return "notebooks" if file.suffix == ".ipynb" else str(file)
 
+        def remove_node(self, node):
+            """The test that ended the worker, if any; what it had left is done next.
+
+            xdist 3.8 hands on all that the worker ever had: another then waits for good for files
+            that are finished, and runs again what has just ended a process.
+            """
+            units = self.assigned_work[node]
+            left = {scope: tests for scope, tests in units.items() if not all(tests.values())}
+            units.clear()
+            super().remove_node(node)
+            if not left:
+                return None
+            at, ended = next(
+                (scope, test)
+                for scope, tests in left.items()
+                for test, done in tests.items()
+                if not done
+            )
+            left[at][ended] = True
+            for scope, tests in reversed(left.items()):
+                if not all(tests.values()):
+                    self.workqueue[scope] = tests
+                    self.workqueue.move_to_end(scope, last=False)
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return ended
+
     config.option.loadscopereorder = False
     return Files(config, log)
 

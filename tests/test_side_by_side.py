@@ -33,29 +33,38 @@ class Done(NamedTuple):
     waiting: str
 
 
-def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
-    log = tmp_path / "log"
-    for name, seconds in (FILES | NOTEBOOKS | AFTERWARDS | SLOW).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        code = WORK.format(seconds=seconds, log=str(log), name=name)
+def pytest_of(folder, codes: dict[str, str], timeout: int | None = None):
+    """pytest on two workers, on files in *folder* with these *codes*, has ended."""
+    for name, code in codes.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith(".ipynb"):
             book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
             book.metadata.kernelspec = {"name": "python3", "display_name": "", "language": ""}
-            nbformat.write(book, tmp_path / name)
+            nbformat.write(book, folder / name)
         else:
             lines = "".join(f"    {line}\n" for line in code.splitlines())
-            (tmp_path / name).write_text(f"def test_it():\n{lines}")
-    (tmp_path / "conftest.py").write_text("pytest_plugins = ['side_by_side']\n")
+            (folder / name).write_text(f"def test_it():\n{lines}\ndef test_again():\n{lines}")
+    (folder / "conftest.py").write_text("pytest_plugins = ['side_by_side']\n")
     own = ("PYTEST_", "LAB_", "OMP_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     path = filter(None, [str(ROOT / "tests"), env.get("PYTHONPATH")])
     command = [sys.executable, "-m", "pytest", "--nbmake", "-n", "2", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "-m", "not slow", "--rootdir", tmp_path, tmp_path],
-        cwd=tmp_path,
+    return subprocess.run(
+        [*command, "-m", "not slow", "--rootdir", folder, folder],
+        cwd=folder,
         env=env | {"PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
+        timeout=timeout,
+    )
+
+
+def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
+    log = tmp_path / "log"
+    seconds = FILES | NOTEBOOKS | AFTERWARDS | SLOW
+    done = pytest_of(
+        tmp_path,
+        {name: WORK.format(seconds=seconds[name], log=str(log), name=name) for name in seconds},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [Done(*line.split("\t")) for line in log.read_text().splitlines()]
@@ -75,3 +84,17 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
     assert {found[name].threads for name in (*NOTEBOOKS, *AFTERWARDS)} == {"None"}
     assert {found[name].waiting for name in NOTEBOOKS} == {"None"}
     assert {found[name].waiting for name in AFTERWARDS} == {"PASSIVE"}
+
+
+def test_what_a_worker_leaves_when_it_dies_is_done_by_another_and_once(tmp_path):
+    """The files that it had finished are not waited for, and what killed it is not tried again."""
+    log = tmp_path / "log"
+    codes = {
+        name: WORK.format(seconds=0.2, log=str(log), name=name)
+        for name in ("test_first.py", "test_short.py", "test_graph.py", "test_outcome.py")
+    }
+    codes["test_other.py"] = codes["test_serve.py"] = codes["test_short.py"]
+    codes["test_outcome.py"] += "os._exit(9)\n"
+    done = pytest_of(tmp_path, codes, timeout=120)
+    assert done.returncode == 1 and "2 failed, 10 passed" in done.stdout, done.stdout[-3000:]
+    assert len(log.read_text().splitlines()) == 12
