@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from fuzzing import damaged, ends, fuzz
@@ -41,7 +42,10 @@ def serving(engine, token=""):
     loop = asyncio.new_event_loop()
 
     async def opened():
-        return listen(engine, "127.0.0.1", 0, token)
+        # pytest reads and changes the file that is printed to: a thread that prints meanwhile ends
+        # the process, in Python 3.11 by a segmentation fault
+        with mock.patch("labkit.serving.http.say", lambda handler: None):
+            return listen(engine, "127.0.0.1", 0, token)
 
     port = loop.run_until_complete(opened())
     thread = threading.Thread(target=loop.run_forever, daemon=True)

@@ -15,6 +15,7 @@ from registering import NAME, change, model, register
 import labkit
 from labkit.errors import LabError
 from labkit.registry import blobs, check_manifest
+from labkit.registry.manifest import LIMIT
 
 ALTERED = "version 1 of ft-for-travel was altered in the registry"
 
@@ -74,7 +75,7 @@ def brackets(folder: Path) -> None:
 
 def huge(folder: Path) -> None:
     with open(folder / "manifest.json", "wb") as file:
-        file.truncate(2**33)  # a hole: eight gigabytes of zeros
+        file.truncate(4 * LIMIT)  # a hole: zeros
 
 
 def no_text(folder: Path) -> None:
