@@ -27,8 +27,8 @@ TAKE_PRODUCTS = (
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.
 FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
-# Minutes each, on products that other tests have, too: every night, with --all.
-SLOW_EXTRAS = ("11", "13", "14", "15")
+# A minute and more each, on products that other tests have, too: every night, with --all.
+SLOW_EXTRAS = ("07", "10", "11", "12", "13", "14", "15")
 UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
 PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 
