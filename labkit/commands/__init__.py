@@ -6,6 +6,7 @@ Each is a module here with ``main(arguments) -> exit status``; importing this ne
 import argparse
 import importlib
 import os
+import select
 import signal
 import sys
 
@@ -60,11 +61,7 @@ def main(argv: list[str]) -> int:
     Errors that the user can mend are printed as a paragraph.
     """
     name, *arguments = argv or ["help"]
-    if name in ("help", "-h", "--help"):
-        print("usage: ./lab COMMAND [options]\n")
-        print("\n".join(f"  {command:9}{line}" for command, (line, _) in COMMANDS.items()))
-        return 0
-    if name not in COMMANDS:
+    if name not in (*COMMANDS, "-h", "--help"):
         print(
             f"error: unknown command '{name}'. './lab help' lists the commands.", file=sys.stderr
         )
@@ -74,6 +71,10 @@ def main(argv: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, signal.default_int_handler)
     try:
+        if name in ("help", "-h", "--help"):
+            print("usage: ./lab COMMAND [options]\n")
+            print("\n".join(f"  {command:9}{line}" for command, (line, _) in COMMANDS.items()))
+            return 0
         for setting in ("LAB_RUNS", "LAB_DATA", "LAB_MODEL"):
             if given := os.environ.get(setting):
                 path = path_of(setting, given)
@@ -103,11 +104,22 @@ def main(argv: list[str]) -> int:
         )
         return 1
     except OSError as error:  # what nobody has foreseen has a path and a reason all the same
+        if isinstance(error, BrokenPipeError) and not _is_read():
+            # Python would say so once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         print(f"error: {plain(file_problem(error) or _unforeseen(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; what was finished stays", file=sys.stderr)
         return 130
+
+
+def _is_read() -> bool:
+    """Whether somebody reads what is printed: `./lab status | head -1` reads one line of it."""
+    printed = select.poll()
+    printed.register(sys.stdout, 0)  # that nobody does is told without being asked
+    return not printed.poll(0)
 
 
 def _unforeseen(error: OSError) -> str:

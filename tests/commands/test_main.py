@@ -42,6 +42,22 @@ def test_an_interrupt_is_no_trace(monkeypatch, capsys):
     assert capsys.readouterr().err == "\ninterrupted; what was finished stays\n"
 
 
+def test_nobody_reads_on_and_nothing_is_said():
+    """As `./lab status | head -1` does it; the whole list is longer than a line."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "labkit", "status"],
+        cwd=ROOT,
+        env=os.environ | {"LAB_PYTHON": sys.executable},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_commands_need_only_the_standard_library():
     code = "import sys, labkit, labkit.commands.setup; labkit.commands.main(['help'])"
     done = subprocess.run(
