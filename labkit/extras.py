@@ -35,6 +35,6 @@ def extra_packages(name: str) -> Path:
     if not marker.is_file() or marker.read_text() != digest_of(name):
         raise LabError(
             f"the packages of this extra are not installed. Run './lab setup --extra {name}' in a "
-            "terminal, then this cell again."
+            "terminal, then this once more."
         )
     return FOLDER / name
