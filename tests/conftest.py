@@ -55,7 +55,7 @@ class NotRun:
     def __init__(self):
         self.failed = False
 
-    # after side_by_side.Turns, which waits until the unit tests have run
+    # after side_by_side.Turns, which waits until the labs have run
     def pytest_runtest_setup(self, item):
         if item.path.suffix != ".ipynb":
             return

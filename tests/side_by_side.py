@@ -1,8 +1,8 @@
-"""All tests on several workers (pytest-xdist): unit tests beside one another; then one worker has
-the machine to itself, for the notebooks and all that takes their products.
+"""All tests on several workers (pytest-xdist), in three phases: unit tests beside one another; the
+notebooks alone; what takes their products, beside labs of other runs.
 
-What computes on all cores runs alone: each of its threads waits for the slowest, so beside one
-other program lab 05 took 349 s in the place of 137.
+Alone, for they measure speed, and compute on all cores: each of their threads waits for the
+slowest, so beside one other program lab 05 took 349 s in the place of 137.
 """
 
 import gc
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# Each of these takes the products of the notebooks of this test run, and may write beside them.
+# Each of these takes the products of the notebooks of this test run, and may write beside them,
 TAKE_PRODUCTS = (
     "test_browser.py",
     "test_azure_labs.py",
@@ -24,29 +24,24 @@ TAKE_PRODUCTS = (
     "test_route.py",
     "test_killed.py",
     "test_on_stage.py",
-    "test_serve.py",
     "test_endpoint.py",
 )
+READ_PRODUCTS = ("test_serve.py",)  # and this one writes nothing
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.
-FIRST = ("test_phi.py", "test_architectures.py")
+FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
 # A minute and more each, on products that other tests have, too: every night, with --all.
 SLOW_EXTRAS = ("07", "10", "11", "12", "13", "14", "15")
-UNITS, ALONE, ENDED = range(3)
+UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
 PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 
 
 def phase(path: Path) -> int:
     """The phase in which the tests of the file *path* are run."""
-    runs_labs = path.suffix == ".ipynb" or path.name in TAKE_PRODUCTS + RUN_LABS
-    return ALONE if runs_labs else UNITS
-
-
-def place(path: Path) -> tuple[int, bool]:
-    """Where the file *path* comes in the order of all."""
-    if phase(path) == UNITS:
-        return UNITS, path.name not in FIRST
-    return ALONE, path.suffix != ".ipynb" or is_extra(path)
+    if path.suffix == ".ipynb":
+        return AFTERWARDS if is_extra(path) else NOTEBOOKS
+    afterwards = TAKE_PRODUCTS + READ_PRODUCTS + RUN_LABS
+    return AFTERWARDS if path.name in afterwards else UNITS
 
 
 def is_extra(path: Path) -> bool:
@@ -65,11 +60,11 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Unit tests, then the labs in order, then what takes their products."""
+    """Unit tests, then the notebooks in order, then what takes their products."""
     for item in items:
         if is_extra(item.path) and item.path.name.startswith(SLOW_EXTRAS):
             item.add_marker("slow")  # before pytest takes those away that are not asked for
-    items.sort(key=lambda item: place(item.path))
+    items.sort(key=lambda item: (phase(item.path), item.path.name not in FIRST))
 
 
 def pytest_collection_finish():
@@ -88,11 +83,15 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
-        """A worker takes whole files, in order; one takes all of those that run alone."""
+        """A worker takes whole files, in order; one takes all that write to the same folder."""
 
         def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return "alone" if phase(Path(file)) == ALONE else file
+            file = Path(nodeid.partition("::")[0])
+            if file.name in TAKE_PRODUCTS:
+                return "what takes products"
+            if is_extra(file):
+                return "extras"  # beside the others, for each writes products of its own
+            return "notebooks" if file.suffix == ".ipynb" else str(file)
 
         def remove_node(self, node):
             """The test that ended the worker, if any; what it had left is done next.
@@ -135,10 +134,11 @@ class Turns:
     def come_to(self, now: int) -> None:
         self.now = now
         (self.folder / self.worker).write_text(str(now))
-        if now == UNITS:
-            os.environ["OMP_NUM_THREADS"] = "1"
-        else:
-            os.environ.pop("OMP_NUM_THREADS", None)
+        # what starts before the other worker computes cannot see that it will
+        settings = {UNITS: {"OMP_NUM_THREADS": "1"}, AFTERWARDS: {"OMP_WAIT_POLICY": "PASSIVE"}}
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+            os.environ.pop(name, None)
+        os.environ.update(settings.get(now, {}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):

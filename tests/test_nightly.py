@@ -530,6 +530,7 @@ def test_pip_audit_itself_finds_a_weakness_and_writes_what_is_in_a_lock(tmp_path
         found = audit.audit(lock, packages, "--vulnerability-service", "osv", "--osv-url", address)
     finally:
         server.shutdown()
+        server.server_close()
     assert audit.problems(found, [], datetime.date.today()) == [
         "jinja2 3.1.2: known weakness PYSEC-2026-1, mended in 3.1.4"
     ]

@@ -1,4 +1,4 @@
-"""The two phases of a test run on two workers, with small files in the place of ours."""
+"""The phases of a test run on two workers, with small files in the place of ours."""
 
 import os
 import subprocess
@@ -14,8 +14,9 @@ import os, time
 began = time.time()
 time.sleep({seconds})
 with open({log!r}, "a") as log:
-    print("{name}", began, time.time(), os.environ["PYTEST_XDIST_WORKER"],
-          os.environ.get("OMP_NUM_THREADS"), sep="\\t", file=log)
+    settings = [os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")]
+    print("{name}", began, time.time(), os.environ["PYTEST_XDIST_WORKER"], *settings,
+          sep="\\t", file=log)
 """
 FILES = {"test_first.py": 3, "test_short.py": 0, "test_other.py": 0}
 NOTEBOOKS = {"01.ipynb": 0.5, "02.ipynb": 0}
@@ -29,6 +30,7 @@ class Done(NamedTuple):
     ended: str
     worker: str
     threads: str
+    waiting: str
 
 
 def pytest_of(folder, codes: dict[str, str], timeout: int | None = None):
@@ -57,7 +59,7 @@ def pytest_of(folder, codes: dict[str, str], timeout: int | None = None):
     )
 
 
-def test_units_then_the_notebooks_and_what_takes_their_products_alone(tmp_path):
+def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path):
     log = tmp_path / "log"
     seconds = FILES | NOTEBOOKS | AFTERWARDS | SLOW
     done = pytest_of(
@@ -73,12 +75,15 @@ def test_units_then_the_notebooks_and_what_takes_their_products_alone(tmp_path):
         return [float(getattr(found[name], which)) for name in names]
 
     assert max(times(FILES, "ended")) < min(times(NOTEBOOKS, "began"))
+    for one, other in (("01.ipynb", "02.ipynb"), ("test_graph.py", "test_outcome.py")):
+        assert found[one].worker == found[other].worker
     assert times(NOTEBOOKS, "began") == sorted(times(NOTEBOOKS, "began"))
     assert max(times(NOTEBOOKS, "ended")) < min(times(AFTERWARDS, "began"))
-    assert len({found[name].worker for name in (*NOTEBOOKS, *AFTERWARDS)}) == 1
-    assert len({found[name].worker for name in FILES}) == 2
+    assert len({found[name].worker for name in (*FILES, *AFTERWARDS)}) == 2
     assert {found[name].threads for name in FILES} == {"1"}
     assert {found[name].threads for name in (*NOTEBOOKS, *AFTERWARDS)} == {"None"}
+    assert {found[name].waiting for name in NOTEBOOKS} == {"None"}
+    assert {found[name].waiting for name in AFTERWARDS} == {"PASSIVE"}
 
 
 def test_what_a_worker_leaves_when_it_dies_is_done_by_another_and_once(tmp_path):

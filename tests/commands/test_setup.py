@@ -21,6 +21,16 @@ from labkit.profiles import ROOT
 
 PACKAGES = {"torch": "2.0", "onnxruntime-genai": "1.0", "olive-ai": "1.0", "setuptools": "1.0"}
 MODULES = {"onnxruntime-genai": "onnxruntime_genai", "olive-ai": "olive"}
+INDEXES: list[http.server.HTTPServer] = []  # that a test has opened
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No index is left open by a test."""
+    yield
+    while INDEXES:
+        with INDEXES.pop() as index:
+            index.shutdown()
 
 
 @pytest.fixture
@@ -149,6 +159,7 @@ def serve(folder: Path):
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
     )
+    INDEXES.append(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_port}/index", asked
 

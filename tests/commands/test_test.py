@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from quick import NOT_QUICK
-from side_by_side import FIRST, RUN_LABS, TAKE_PRODUCTS
+from side_by_side import FIRST, READ_PRODUCTS, RUN_LABS, TAKE_PRODUCTS
 
 from labkit.commands import test as command
 from labkit.errors import LabError
@@ -50,4 +50,4 @@ def test_a_run_without_what_an_extra_needs_says_so(monkeypatch, capsys):
 
 def test_every_name_in_the_lists_is_a_test():
     there = {path.name for path in (ROOT / "tests").rglob("*")}
-    assert {*NOT_QUICK, *FIRST, *TAKE_PRODUCTS, *RUN_LABS} <= there
+    assert {*NOT_QUICK, *FIRST, *TAKE_PRODUCTS, *READ_PRODUCTS, *RUN_LABS} <= there
