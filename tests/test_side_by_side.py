@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from typing import NamedTuple
 
 import nbformat
@@ -33,7 +34,7 @@ class Done(NamedTuple):
     waiting: str
 
 
-def pytest_of(folder, codes: dict[str, str], timeout: int | None = None):
+def pytest_of(folder, codes: dict[str, str], *options: str, timeout: int | None = None):
     """pytest on two workers, on files in *folder* with these *codes*, has ended."""
     for name, code in codes.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -50,7 +51,7 @@ def pytest_of(folder, codes: dict[str, str], timeout: int | None = None):
     path = filter(None, [str(ROOT / "tests"), env.get("PYTHONPATH")])
     command = [sys.executable, "-m", "pytest", "--nbmake", "-n", "2", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, "-m", "not slow", "--rootdir", folder, folder],
+        [*command, *options, "-m", "not slow", "--rootdir", folder, folder],
         cwd=folder,
         env=env | {"PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
@@ -87,14 +88,19 @@ def test_units_then_the_notebooks_alone_then_what_takes_their_products(tmp_path)
 
 
 def test_what_a_worker_leaves_when_it_dies_is_done_by_another_and_once(tmp_path):
-    """The files that it had finished are not waited for, and what killed it is not tried again."""
-    log = tmp_path / "log"
-    codes = {
-        name: WORK.format(seconds=0.2, log=str(log), name=name)
-        for name in ("test_first.py", "test_short.py", "test_graph.py", "test_outcome.py")
-    }
-    codes["test_other.py"] = codes["test_serve.py"] = codes["test_short.py"]
-    codes["test_outcome.py"] += "os._exit(9)\n"
-    done = pytest_of(tmp_path, codes, timeout=120)
-    assert done.returncode == 1 and "2 failed, 10 passed" in done.stdout, done.stdout[-3000:]
-    assert len(log.read_text().splitlines()) == 12
+    """The files that it had finished are not waited for, and what killed it is not tried again.
+    A test that hangs ends its worker.
+    """
+    log, ours = tmp_path / "log", tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = ("test_first.py", "test_short.py", "test_other.py", "test_graph.py", "test_outcome.py")
+    codes = {name: WORK.format(seconds=0.2, log=str(log), name=name) for name in names}
+    codes["test_graph.py"] += "os._exit(9)\n"
+    codes["test_outcome.py"] += (
+        "'again' in os.environ['PYTEST_CURRENT_TEST'] and time.sleep(600)\n"
+    )
+    hangs = ours["tool"]["pytest"]["ini_options"] | {"faulthandler_timeout": 6}
+    options = [f"-o{name}={hangs[name]}" for name in hangs if name.startswith("faulthandler")]
+    done = pytest_of(tmp_path, codes, *options, timeout=120)
+    assert done.returncode == 1 and "3 failed, 7 passed" in done.stdout, done.stdout[-3000:]
+    assert "crashed while running 'test_outcome.py::test_again'" in done.stdout
+    assert len(log.read_text().splitlines()) == 10
