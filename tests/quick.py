@@ -1,4 +1,4 @@
-"""./lab test --quick: what a commit is tried with, in less than 90 s on two quiet cores."""
+"""./lab test --quick: what a commit is tried with, in some 90 s on two quiet cores."""
 
 from side_by_side import UNITS, phase
 

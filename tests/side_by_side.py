@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# Each of these takes the products of the notebooks of this test run, and may write beside them,
+# Each of these takes the products of the notebooks of this test run, and may write beside them.
 TAKE_PRODUCTS = (
     "test_browser.py",
     "test_azure_labs.py",
@@ -26,14 +26,13 @@ TAKE_PRODUCTS = (
     "test_on_stage.py",
     "test_endpoint.py",
 )
-READ_PRODUCTS = ("test_serve.py",)  # and this one writes nothing
+READ_PRODUCTS = ("test_serve.py",)  # and writes nothing
 RUN_LABS = ("test_play.py", "test_trained.py")  # of their own, or judge a run that is named
 # These take longest: taken first, they leave no worker without work at the end of their phase.
 FIRST = ("test_phi.py", "test_architectures.py", "test_play.py")
 # A minute and more each, on products that other tests have, too: every night, with --all.
 SLOW_EXTRAS = ("07", "10", "11", "12", "13", "14", "15")
 UNITS, NOTEBOOKS, AFTERWARDS, ENDED = range(4)
-PATIENCE = 3600  # seconds; a worker that hangs longer hangs for good
 
 
 def phase(path: Path) -> int:
@@ -145,8 +144,7 @@ class Turns:
         if phase(item.path) == self.now:
             return
         self.come_to(phase(item.path))
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and not self.all_are_there():
+        while not self.all_are_there():  # one that hangs is ended: see pyproject.toml
             time.sleep(0.1)
 
     def all_are_there(self) -> bool:
