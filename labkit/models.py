@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
-from labkit.files import files_of, sha256
+from labkit.files import SHARD, files_of, sha256, sha256_of
 from labkit.folders import own, remove
 from labkit.gguf_checkpoint import GgufFile
 from labkit.profiles import Profile
@@ -57,7 +57,7 @@ def fetch_model(out: Path, profile: Profile) -> None:
 def model_source(profile: Profile) -> dict:
     """What decides the fetched model: its address; of a folder also the SHA-256 of its files."""
     files = files_of(Path(profile.model).expanduser())
-    return {"model": profile.model, "files": {name: sha256(path) for name, path in files.items()}}
+    return {"model": profile.model, "files": sha256_of(files)}
 
 
 def gguf_file(wheel: str) -> Path:
@@ -193,7 +193,7 @@ def _check_and_copy(source: Path, out: Path, profile: Profile) -> None:
 
     tokenizer = _check(source, profile)
     model = weights.read_model(source)
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=SHARD)
     config = weights.read_object(source / CONFIG)
     changed = {
         "dtype" if "dtype" in config else "torch_dtype": "float16",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from labkit.errors import LabError
+from labkit.files import SHARD
 from labkit.grid import BITS, FUSED, Grid, awq_grid, tensors_of, unpack_onnx
 from labkit.settings import CONFIG, carry_settings
 from labkit.tokenizer import load_tokenizer
@@ -94,7 +95,7 @@ def write_dense(dense: dict[str, torch.Tensor], config, source: Path, out: Path)
     if unexpected or set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
         raise not_whole(source, missing, unexpected)
     model.tie_weights()
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=SHARD)
     carry_settings(source, out, quantization_config=None)
     load_tokenizer(source).save_pretrained(out)
 

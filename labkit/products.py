@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
-from labkit.files import files_of, sha256
+from labkit.files import files_of, sha256_of
 from labkit.folders import own, remove
 from labkit.machine import machine_name, versions
 from labkit.passes import VERSION
@@ -141,7 +141,12 @@ class Products:
         for part in sorted(found.keys() | stamp.files.keys()):
             if part not in found:
                 return "is missing" if not found else f"has lost its file {part}"
-            if part not in stamp.files or not _is_as_left(found[part], stamp.files[part], hashed):
+            if part not in stamp.files or found[part].stat().st_size != stamp.files[part].bytes:
+                return f"was altered since it was made ({part})"
+        if not hashed:
+            found = {p: path for p, path in found.items() if _seen(path) != stamp.files[p].seen}
+        for part, digest in sha256_of(found).items():
+            if digest != stamp.files[part].sha256:
                 return f"was altered since it was made ({part})"
         return ""
 
@@ -208,7 +213,12 @@ class Products:
         remove(old, inside=self.folder)
 
     def _marks(self, name: str) -> dict[str, FileMark]:
-        return {part: _mark(path) for part, path in files_of(self.folder / name).items()}
+        files = files_of(self.folder / name)
+        digests = sha256_of(files)
+        return {
+            part: FileMark(path.stat().st_size, digests[part], _seen(path))
+            for part, path in files.items()
+        }
 
     def serve(self, name: str, origin: tuple[str, ...]) -> Stamp:
         """The stamp of *name*, which stays the same product and now serves *origin*, too.
@@ -286,26 +296,6 @@ def check_name(name: str) -> None:
 def _seen(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _mark(path: Path) -> FileMark:
-    return FileMark(path.stat().st_size, _hash(path), _seen(path))
-
-
-def _is_as_left(path: Path, mark: FileMark, hashed: bool) -> bool:
-    if path.stat().st_size != mark.bytes:
-        return False
-    return (not hashed and _seen(path) == mark.seen) or _hash(path) == mark.sha256
-
-
-_hashes: dict[tuple, str] = {}  # of files that this process has read, while nobody writes to them
-
-
-def _hash(path: Path) -> str:
-    key = (str(path), *_seen(path))
-    if key not in _hashes:
-        _hashes[key] = sha256(path)
-    return _hashes[key]
 
 
 def _without_places(value: object, names: dict[str, str]) -> object:

@@ -1,6 +1,7 @@
 """Files are written whole, hashed and weighed."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,26 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_large_file_is_read_once_while_nobody_writes_to_it(tmp_path, monkeypatch):
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
+    )
+    half_done, product = tmp_path / ".partial-product", tmp_path / "product"
+    half_done.mkdir()
+    (half_done / "large").write_bytes(bytes(2**24 + 1))
+    (half_done / "small").write_bytes(b"abc")
+    first = files.sha256_of(files.files_of(half_done))
+    half_done.rename(product)
+    assert files.sha256_of(files.files_of(product)) == first
+    assert sorted(Path(name).name for name in read) == ["large", "small", "small"]
+    with open(product / "large", "r+b") as file:
+        file.seek(2**23)
+        file.write(b"x")
+    now = files.sha256(product / "large")
+    assert now == hashlib.sha256((product / "large").read_bytes()).hexdigest() != first["large"]
 
 
 def test_a_listing_names_every_file_with_its_size(tmp_path):
