@@ -167,7 +167,7 @@ class Lab:
         LabError where a slot has no value.
         """
         known = vars(self.profile) | values
-        known |= self.profile.derived(known["steps"])
+        known = self.profile.derived(known["steps"]) | known
         provider = provider or self.profile.provider
         return fill_workflow(name, known, provider, cache=self.folder / ".olive-cache")
 
