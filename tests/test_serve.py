@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from alone import alone
 from fuzzing import damaged, ends, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,27 +140,6 @@ def soon(true) -> bool:
     return true()
 
 
-def alone(served, text, model, limit):
-    """What lab 05's loop writes for it: GenAI, and nothing of the server."""
-    import numpy as np
-    import onnxruntime_genai as og
-
-    loaded = og.Model(str(served.runs / "onnx"))
-    tokenizer, adapters = og.Tokenizer(loaded), og.Adapters(loaded)
-    generator = og.Generator(loaded, og.GeneratorParams(loaded))
-    if model != "base":
-        adapters.load(str(serve.adapters_in(served.runs)[model]), model)
-        generator.set_active_adapter(adapters, model)
-    ids = tokenizer.encode(prompt_text(served.engine.tokenizer, text))
-    generator.append_tokens(np.array([ids]))
-    pieces, answer = tokenizer.create_stream(), ""
-    while limit and not generator.is_done():
-        generator.generate_next_token()
-        answer += pieces.decode(generator.get_next_tokens()[0])
-        limit -= 1
-    return answer, len(ids)
-
-
 def test_the_models_are_the_base_and_its_adapters(served):
     status, body = send(served.port, None, path="/v1/models", method="GET")
     found = json.loads(body)
@@ -172,7 +152,8 @@ def test_the_models_are_the_base_and_its_adapters(served):
 
 @pytest.mark.parametrize("model", ["base", "travel", "tone"])
 def test_an_answer_is_that_of_lab_05(served, model):
-    wanted, read = alone(served, served.questions[0], model, 24)
+    adapter = None if model == "base" else serve.adapters_in(served.runs)[model]
+    wanted, _, read = alone(served.runs / "onnx", served.questions[0], adapter, 24)
     answer = ask(served.port, served.questions[0], model)
     assert text_of(answer) == wanted == streamed(served.port, served.questions[0], model)
     usage = answer["usage"]

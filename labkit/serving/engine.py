@@ -50,8 +50,8 @@ class Engine:
     """The model in *folder* with its *adapters* (name -> file), ready to answer.
 
     At most *active* answers are written at a time, a token of each in turn, and at most *places*
-    questions are inside. One thread owns all that is GenAI's: its adapters bear no second one. In
-    batches answers of several lengths cannot be written, because the graph takes padding for text.
+    questions are inside. One thread owns all that is GenAI's: its adapters bear no second one. No
+    answers are written in batches: those of a batch begin together, and have one adapter.
     Raises LabError where a file is missing or damaged, or an adapter is that of another model.
     """
 
