@@ -1,7 +1,6 @@
 """./lab submit: the six labs as a pipeline on a cluster of Azure ML, or a night's run there."""
 
 import argparse
-import os
 import re
 
 from labkit.cluster import jobs
@@ -59,7 +58,7 @@ def ordered(options) -> jobs.Order:
             f"--nightly is '{options.nightly[:60]}', not five fields of cron. Write for example "
             "--nightly '17 3 * * *': every night at 03:17 UTC."
         )
-    steps = profile.steps if os.environ.get("LAB_STEPS") else None
+    steps = profile.steps if profile.steps != PROFILES[profile.name].steps else None
     return jobs.Order(profile, options.compute, options.gpus, steps)
 
 

@@ -117,6 +117,16 @@ def test_what_no_cluster_can_do_is_refused_before_anything_is_sent(monkeypatch, 
         submit.main(["--dry-run", *arguments])
 
 
+def test_the_steps_that_lab_01_saved_travel(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("LAB_STEPS", raising=False)
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path))
+    assert submit.main(["--dry-run"]) == 0
+    assert "LAB_STEPS" not in capsys.readouterr().out
+    (tmp_path / "choice.json").write_text('{"steps": 12}')
+    assert submit.main(["--dry-run"]) == 0
+    assert "LAB_STEPS: '12'" in capsys.readouterr().out
+
+
 def test_no_workspace_is_told(elsewhere, small):
     for run in (lambda: submit.main([]), lambda: endpoint.main(["down"])):
         with pytest.raises(LabError, match="no workspace is configured"):
