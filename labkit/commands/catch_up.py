@@ -18,6 +18,7 @@ from labkit.progress import Progress, report
 from labkit.signing import check_signature
 
 TRIES, QUIET = 5, 30  # how often a download goes on, and after how many seconds of silence
+SIGNATURE = 2**20  # bytes at most; one has some thousand
 CHUNK = 2**16  # bytes; what has come of the last one is lost where a download breaks off
 
 
@@ -84,10 +85,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _found(source: str, folder: Path) -> Path:
-    """The file of the bundle, fetched into *folder* where *source* is an address."""
+def _found(source: str, folder: Path, most: int | None = None) -> Path:
+    """The file at *source*, fetched into *folder* where that is an address.
+
+    LabError where its server announces more than *most* bytes.
+    """
     if source.lower().startswith(("http://", "https://")):
-        return _fetch(source, folder)
+        return _fetch(source, folder, most)
     with contextlib.suppress(RuntimeError):  # a home that nobody has
         source = str(Path(source).expanduser())
     if not Path(source).is_file():
@@ -102,7 +106,7 @@ def _check_signature(bundle: Path, source: str, key: Path, folder: Path) -> None
     address, mark, query = source, "", ""
     if source.lower().startswith(("http://", "https://")):  # which may end in a SAS
         address, mark, query = source.partition("?")
-    beside = _found(f"{address}.sig{mark}{query}", folder)
+    beside = _found(f"{address}.sig{mark}{query}", folder, SIGNATURE)
     try:
         check_signature(bundle, key, beside)
     except LabError as error:
@@ -116,7 +120,7 @@ def _drop_download(bundle: Path, folder: Path) -> None:
         remove(bundle, inside=folder)
 
 
-def _fetch(address: str, folder: Path) -> Path:
+def _fetch(address: str, folder: Path, most: int | None) -> Path:
     """The file of that *address*, in *folder*; a download that broke off goes on there."""
     import requests
 
@@ -126,7 +130,7 @@ def _fetch(address: str, folder: Path) -> Path:
     error = None
     for _ in range(TRIES):
         try:
-            if _went_on(requests, address, part):
+            if _went_on(requests, address, part, most):
                 return part
         except (ValueError, requests.TooManyRedirects) as one:  # requests' InvalidURL is the first
             raise LabError(
@@ -145,7 +149,7 @@ def _fetch(address: str, folder: Path) -> Path:
     ) from error
 
 
-def _went_on(requests, address: str, part: Path) -> bool:
+def _went_on(requests, address: str, part: Path, most: int | None) -> bool:
     """Whether the rest of the file is there now."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
@@ -165,6 +169,11 @@ def _went_on(requests, address: str, part: Path) -> bool:
             raise LabError(
                 "the bundle was not fetched: the server does not say how large it is. Ask for "
                 "another address."
+            )
+        if most and size > most:
+            raise LabError(
+                f"the signature was not fetched: what lies beside the bundle has {size:,} bytes, "
+                "and a signature some thousand. Ask for the right file, NAME.sig."
             )
         free = shutil.disk_usage(part.parent).free
         if 2 * size - have > free:  # once as a file, once unpacked

@@ -565,6 +565,13 @@ def test_a_download_is_not_written_through_a_link(web, runs, tmp_path):
     assert (tmp_path / "thesis").read_text() == "mine"
 
 
+def test_what_is_too_large_for_a_signature_is_not_fetched(web, runs):
+    folder = runs("attendee")
+    with pytest.raises(LabError, match="the signature was not fetched"):
+        catch_up_command._found(web.address, folder, most=len(web.data) - 1)
+    assert not list(folder.glob(".catch-up*"))
+
+
 def test_an_empty_file_on_a_server_is_said(web, runs, capsys):
     web.data = b""
     assert main(["catch-up", "04", "--from", web.address]) == 1

@@ -151,7 +151,7 @@ def test_a_bundle_without_its_signature_is_refused(bundle, keys, capsys):  # noq
 def test_the_signature_of_a_signed_address_is_asked_with_its_query(bundle, keys, monkeypatch):  # noqa: F811
     asked = []
 
-    def fetch(address, folder):
+    def fetch(address, folder, most):
         asked.append(address)
         return bundle
 
