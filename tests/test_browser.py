@@ -167,9 +167,13 @@ def test_what_is_run_and_saved_leaves_the_clone_clean(clone, page, tmp_path):
         page.reload()
         expect(page.locator(".jp-CodeCell .cm-content").first).to_contain_text("print('mine:'")
         page.get_by_role("link", name="glossary").first.click()
-        # a page that restores its tabs late brings the notebook back to the front
-        page.get_by_role("tab", name="GLOSSARY.md").click()
-        expect(page.get_by_role("heading", name="Glossary")).to_be_visible()
+
+        def glossary_is_shown():
+            # a page that restores its tabs late brings the notebook back to the front
+            page.get_by_role("tab", name="GLOSSARY.md").click()
+            return page.get_by_role("heading", name="Glossary").is_visible()
+
+        wait_until(glossary_is_shown)
 
 
 STAGE = [

@@ -223,7 +223,7 @@ def test_each_block_gets_better_by_scales_and_better_by_clipping(tiny):
         assert errors[0] > 1.2 * errors[1] > 1.5 * errors[2] > 0, errors
 
 
-def test_a_packed_checkpoint_is_unpacked_with_its_weights_on_the_grid(tiny, tmp_path):
+def test_a_packed_checkpoint_is_unpacked_with_its_weights_on_the_grid(tiny, tmp_path, monkeypatch):
     calibration = torch.randint(0, 256, (8, 128), generator=torch.Generator().manual_seed(1))
     settings = {"group_size": 32, "dtype": "float32", "device": "cpu"}
     with Progress() as progress:
@@ -243,6 +243,11 @@ def test_a_packed_checkpoint_is_unpacked_with_its_weights_on_the_grid(tiny, tmp_
     with torch.no_grad():
         wanted, from_awq, from_rounding = (m(calibration).logits for m in (base, awq, plain))
     assert (from_awq - wanted).norm() < (from_rounding - wanted).norm()
+    monkeypatch.setattr("labkit.packed.SHARD", "50KB")  # a large model is in several files
+    labkit.unpack_awq(tmp_path / "awq", tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        assert torch.equal(dense(tmp_path / "parts")(calibration).logits, from_awq)
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_not_unpacked(tiny, tmp_path):
