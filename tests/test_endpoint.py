@@ -42,12 +42,12 @@ def ask(address: str, **asked) -> tuple[int, dict]:
 def test_the_answers_are_lab_05s(scored):
     package = scored.runs / "package"
     adapters = {"base": None, "travel": package / "adapter_weights.onnx_adapter"}
-    for record in load_records(scored.runs / "heldout.jsonl")[:4]:
+    for record in load_records(scored.runs / "heldout.jsonl")[:3]:
         for name, adapter in adapters.items():
             status, said = ask(
-                scored.address, prompt=record["prompt"], adapter=name, max_tokens=100
+                scored.address, prompt=record["prompt"], adapter=name, max_tokens=60
             )
-            wanted = alone(package, record, adapter, 100)
+            wanted = alone(package, record, adapter, 60)
             assert status == 200 and said["adapter"] == name
             assert (said["answer"], said["ended"]) == (wanted.text.strip(), wanted.ended)
 
