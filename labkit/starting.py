@@ -59,6 +59,8 @@ def start(number: str, **explicit: str | int | None) -> Lab:
     set_seed()
     if lab.profile.device == "cuda":
         machine.require_free_gpu(lab.profile)
+        # where torch prefers cuDNN's attention (Hopper), it plans anew for each length of a text
+        torch.backends.cuda.enable_cudnn_sdp(False)
     # in lab 01 before this machine is measured, and of a run without anything prepared
     about = None if presenting() else pace.seconds(lab.profile, number)
     print(

@@ -127,6 +127,16 @@ def test_a_lab_says_who_holds_the_gpu(runs, monkeypatch):
         starting.start("01", profile="gpu")
 
 
+def test_a_gpus_attention_needs_no_plan_for_each_length(runs, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 10**9, 80 * 10**9))
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    starting.start("01", profile="gpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # ---- Olive's workflows
 
 

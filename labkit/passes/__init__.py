@@ -12,6 +12,7 @@ VERSION = "2026-11-28"
 
 HOME = {
     "AwqQuantizer": "labkit.passes.awq.AwqQuantizer",
+    "GraphSurgeries": "labkit.passes.surgeries.Surgeries",
     "GridQuantizer": "labkit.passes.awq.GridQuantizer",
     "LoraModelBuilder": "labkit.passes.builder.LoraModelBuilder",
     "LoRA": "labkit.passes.training.ReportedLoRA",

@@ -4,12 +4,17 @@ another one, and a graph that has one for good.
 
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
+from olive.common.utils import save_weights
+from olive.model import ONNXModelHandler
+from olive.model.utils import resolve_onnx_path
 from olive.passes.onnx.extract_adapters import ExtractAdapters
 
 from labkit.errors import LabError
 from labkit.passes.builder import joined
+from labkit.passes.surgeries import save_graph
 from labkit.weights import few, load_adapter, one_line, onnx_adapter_weights
 
 # what the graph has inputs for, of the names in the adapter's file
@@ -17,18 +22,37 @@ LORA = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.\w+\.lora_[AB]\.weight$")
 
 
 class LoraExtractor(ExtractAdapters):
-    """Olive's ExtractAdapters, but each weight of the adapter is an input of the graph once.
+    """Olive's ExtractAdapters, for LoRA in a graph of the model builder, with two things put right.
 
-    Olive 0.13 lists an optional input twice: as it makes the input, and again as it gives it the
-    empty default. ONNX Runtime accepts that; onnx.checker and other readers refuse it.
+    Each weight of the adapter is an input of the graph once. Olive 0.13 lists an optional input
+    twice: as it makes the input, and again as it gives it the empty default. ONNX Runtime accepts
+    that; onnx.checker and other readers refuse it.
+
+    The weights of a large model go from file to file, and not through memory and protobuf.
     """
 
-    def _make_dynamic_optional(self, model, weights, name, config) -> None:
-        inputs = model.graph.inputs
-        count = len(inputs)
-        super()._make_dynamic_optional(model, weights, name, config)
-        while len(inputs) > count:
-            inputs.pop()
+    def _run_for_config(self, model, config, output_model_path: str) -> ONNXModelHandler:
+        path = Path(resolve_onnx_path(output_model_path, Path(model.model_path).name))
+        graph = model.load_ir_model()
+        weights = self._extract_adapter_from_dynamo(graph)  # which goes by names
+        if not weights:
+            return model
+        inputs = graph.graph.inputs
+        for name in weights:
+            self._convert_initializer_to_input(graph, name)
+            once = len(inputs)
+            self._make_dynamic_optional(graph, weights, name, config)
+            del inputs[once:]
+        file = save_weights(weights, path.parent / "adapter_weights", config.save_format)
+        save_graph(graph, path, config)
+        attributes = deepcopy(model.model_attributes) or {}
+        attributes.setdefault("additional_files", []).append(str(file))
+        return ONNXModelHandler(
+            path.parent,
+            onnx_file_name=path.name,
+            constant_inputs_file_name=file.name,
+            model_attributes=attributes,
+        )
 
 
 def write_adapter(out: Path, adapter_dir: Path, *, graph: Path, model_dir: Path) -> None:
