@@ -9,6 +9,7 @@ _HOME = {
     "start": "starting",
     "require": "machine",
     "measure_machine": "pace",
+    "off_gpu": "machine",
     "fetch_model": "models",
     "model_source": "models",
     "load_records": "data",

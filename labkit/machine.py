@@ -198,6 +198,22 @@ def require_free_gpu(profile: Profile) -> None:
         )
 
 
+@contextlib.contextmanager
+def off_gpu(model, profile: Profile):
+    """Keeps a torch *model* in main memory meanwhile, if less of its GPU's memory is free than
+    *profile* needs.
+    """
+    import torch
+
+    device = model.device
+    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 1e9 * profile.gpu_gb:
+        model.to("cpu")
+    try:
+        yield
+    finally:
+        model.to(device)
+
+
 def _first_gpu() -> list[str] | None:
     """[name, driver version, memory in MiB] of the first NVIDIA GPU, or None."""
     if not shutil.which("nvidia-smi"):

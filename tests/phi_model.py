@@ -68,7 +68,7 @@ def write_phi(
     for block in model.model.layers:
         for norm in (block.input_layernorm, block.post_attention_layernorm):
             norm.weight.data[::64] *= 20
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="5GB")  # in two files, as the published one
     (folder / "config.json").write_text(json.dumps(published, indent=2))
     settings = {
         "_from_model_config": True,

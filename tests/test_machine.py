@@ -7,12 +7,33 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from samples import CPU
 
 from labkit import machine
 from labkit.errors import LabError
 from labkit.machine import preflight, require
 from labkit.profiles import PROFILES
+
+
+class OnGpu:
+    """Notes where a model is moved."""
+
+    def __init__(self):
+        self.device, self.moves = torch.device("cuda"), []
+
+    def to(self, device):
+        self.moves.append(str(device))
+
+
+@pytest.mark.parametrize(("free_gb", "moves"), [(14, ["cpu", "cuda"]), (60, ["cuda"])])
+def test_a_model_leaves_the_gpu_only_where_its_memory_is_needed(monkeypatch, free_gb, moves):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_gb * 10**9, 80 * 10**9))
+    model = OnGpu()
+    with pytest.raises(KeyboardInterrupt), machine.off_gpu(model, PROFILES["gpu"]):
+        assert model.moves == moves[:-1]
+        raise KeyboardInterrupt
+    assert model.moves == moves
 
 
 def test_every_library_may_use_the_cores_of_this_process(monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partialmethod
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def olive_passes() -> dict[str, Any]:
     question from transformers whether code that comes with a model shall run: Olive passes no
     trust_remote_code=False on, and a "y" on the standard input would answer it. Olive's cache,
     which a workflow empties, is not worth a reading of the whole input model: size and time of its
-    files name an entry.
+    files name an entry. What a workflow only reads is not copied to its output: an adapter would
+    come with the whole model that it is for.
     """
+    from olive.cache import OliveCache
     from olive.model.config import model_config
     from olive.package_config import OlivePackageConfig
     from transformers import dynamic_module_utils
@@ -37,6 +40,8 @@ def olive_passes() -> dict[str, Any]:
 
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to answer; 0 is no
     model_config.hash_file = _size_and_time
+    if not isinstance(vars(OliveCache)["_save_model"], partialmethod):
+        OliveCache._save_model = partialmethod(OliveCache._save_model, only_cache_files=True)
     mend_search()
 
     import_module("labkit.passes.chat_data")  # Olive knows its components from their import on

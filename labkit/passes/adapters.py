@@ -22,7 +22,7 @@ LORA = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.\w+\.lora_[AB]\.weight$")
 
 
 class LoraExtractor(ExtractAdapters):
-    """Olive's ExtractAdapters, for LoRA in a graph of the model builder, with two things put right.
+    """Olive's ExtractAdapters, for LoRA in a graph of the builder, with two things put right.
 
     Each weight of the adapter is an input of the graph once. Olive 0.13 lists an optional input
     twice: as it makes the input, and again as it gives it the empty default. ONNX Runtime accepts

@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def make(work: Path, options) -> None:
-    """WORK/model (tests/phi_model.py) and WORK/data.jsonl (long records)."""
+    """WORK/model (tests/phi_model.py) and WORK/data.jsonl (long records; none: the labs' own)."""
     from phi_model import write_phi
 
     from labkit import chat_ids, load_records, load_tokenizer
@@ -57,7 +57,8 @@ def make(work: Path, options) -> None:
         ):
             row["response"] += some.pop()["response"] + " "
         rows.append(row)
-    (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if rows:
+        (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parameters = sum(math.prod(shape) for shape in shapes(work / "model"))
     print(f"{parameters:,} parameters, {len(rows)} records of some {options.length} tokens")
 
@@ -75,11 +76,9 @@ def shapes(folder: Path) -> list[list[int]]:
 
 def environment(work: Path, options) -> dict[str, str]:
     """What an attendee sets, for the labs on *work*."""
-    paths = {
-        "LAB_MODEL": work / "model",
-        "LAB_DATA": work / "data.jsonl",
-        "LAB_RUNS": work / "runs",
-    }
+    paths = {"LAB_MODEL": work / "model", "LAB_RUNS": work / "runs"}
+    if (work / "data.jsonl").exists():
+        paths["LAB_DATA"] = work / "data.jsonl"
     return {"LAB_PROFILE": options.profile} | {name: str(path) for name, path in paths.items()}
 
 

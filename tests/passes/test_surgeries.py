@@ -1,4 +1,4 @@
-"""Olive's passes on a graph whose weights stay in their file: the same graph as Olive's own give."""
+"""Passes on a graph whose weights stay in their file: the graph that Olive's own passes give."""
 
 import numpy as np
 import onnx

@@ -27,6 +27,8 @@ def test_the_training_reports_its_steps_and_losses(tiny, tmp_path, runs):
     assert [step for step, _ in stage.values["loss"]] == [2, 4]
     assert stage.values["held out"][-1][0] == 4
     assert StepReport not in trainer.DEFAULT_CALLBACKS
+    written = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert written == {"adapter"}  # and not the model that it is for
 
 
 def test_the_loss_is_the_same_without_the_logits_of_the_questions(byte_tokenizer):
