@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from labkit.course import LABS, maker, missing
 from labkit.errors import LabError
-from labkit.files import files_of
+from labkit.files import files_of, mark_of
 from labkit.folders import half_done_is_deleted, remove
 from labkit.machine import git_commit, versions
 from labkit.passes import VERSION
@@ -273,7 +274,7 @@ def _refuse_to_replace(products: Products, wanted: list[Stamp]) -> None:
 
 
 def _extract(tar: tarfile.TarFile, manifest: Manifest, wanted: list[Stamp], aside: Path) -> None:
-    """Writes the files of *wanted* to *aside*, each of the size and the SHA-256 of its stamp."""
+    """Writes the files of *wanted* to *aside*, each of the size and the mark of its stamp."""
     marks = {
         _name(stamp, part): mark for stamp in manifest.stamps for part, mark in stamp.files.items()
     }
@@ -291,11 +292,8 @@ def _extract(tar: tarfile.TarFile, manifest: Manifest, wanted: list[Stamp], asid
         left.discard(member.name)
         path = aside / member.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest, source = hashlib.sha256(), tar.extractfile(member)
         with open(path, "xb") as file:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != mark.sha256:
+            shutil.copyfileobj(tar.extractfile(member), file, CHUNK)
+        if mark_of(path) != mark.sha256:
             raise _refusal(f"the content of {member.name} is not what its manifest says")
         report("MB", done := done + mark.bytes / 1e6, total)

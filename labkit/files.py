@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from labkit.errors import LabError
 
-SHARD = "1GB"  # a checkpoint is written in files of this size, which are hashed side by side
+SHARD = "1GB"  # a checkpoint is written in files of this size, which are read side by side
+PART = 2**29  # bytes of a file that one core hashes
 # what Olive writes beside a model: it holds paths of this machine
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
 
@@ -53,25 +55,55 @@ def sha256(path: Path) -> str:
 
     A large file is read once by this process, while nobody writes to it.
     """
-    found = path.stat()
-    large = found.st_size > 2**24  # a smaller one is read before the clock of its times ticks
-    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    if not large or key not in _hashes:
-        with open(path, "rb") as file:
-            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _hashes[key]
+    with open(path, "rb") as file:
+        return _once(path, lambda: hashlib.file_digest(file, "sha256").hexdigest())
 
 
-_hashes: dict[tuple[int, ...], str] = {}  # what the system says of a file -> its SHA-256
+def mark_of(path: Path) -> str:
+    """What tells a file's content from another: its SHA-256.
 
-
-def sha256_of(files: dict[str, Path]) -> dict[str, str]:
-    """Name -> SHA-256, of what :func:`files_of` finds.
-
-    As many are read at once as there are cores: one alone reads a large model for ten seconds.
+    Of a file that is larger than PART, it is that of the SHA-256 of its parts, which are read side
+    by side: one core alone reads a large model for ten seconds.
     """
+    size = path.stat().st_size
+    if size <= PART:
+        return sha256(path)
+
+    def part(start: int) -> bytes:
+        digest, left = hashlib.sha256(), PART
+        with open(path, "rb") as file:
+            file.seek(start)
+            while left and (chunk := file.read(min(left, 2**20))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.digest()
+
+    def parts() -> str:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = b"".join(pool.map(part, range(0, size, PART)))
+        return f"parts-{hashlib.sha256(digests).hexdigest()}"
+
+    return _once(path, parts, "parts")
+
+
+def marks_of(files: dict[str, Path]) -> dict[str, str]:
+    """Name -> :func:`mark_of`, of what :func:`files_of` finds; one on each core at once."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(files, pool.map(sha256, files.values()), strict=True))
+        return dict(zip(files, pool.map(mark_of, files.values()), strict=True))
+
+
+def _once(path: Path, read: Callable[[], str], kind: str = "whole") -> str:
+    """What *read* finds in *path*; of a large file, what it found while the file was the same."""
+    found = path.stat()
+    key = kind, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    if found.st_size <= 2**24:  # read before the clock of its times ticks
+        return read()
+    if key not in _found:
+        _found[key] = read()
+    return _found[key]
+
+
+_found: dict[tuple, str] = {}  # what the system says of a file -> its hash
 
 
 def files_of(path: Path) -> dict[str, Path]:

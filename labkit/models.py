@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit import checkpoints, weights
 from labkit.architectures import require_carried, require_fitting_sizes
 from labkit.errors import LabError, disk_is_full, network_reason
-from labkit.files import SHARD, files_of, sha256, sha256_of
+from labkit.files import SHARD, files_of, marks_of, sha256
 from labkit.folders import own, remove
 from labkit.gguf_checkpoint import GgufFile
 from labkit.profiles import Profile
@@ -55,9 +55,9 @@ def fetch_model(out: Path, profile: Profile) -> None:
 
 
 def model_source(profile: Profile) -> dict:
-    """What decides the fetched model: its address; of a folder also the SHA-256 of its files."""
+    """What decides the fetched model: its address; of a folder also the marks of its files."""
     files = files_of(Path(profile.model).expanduser())
-    return {"model": profile.model, "files": sha256_of(files)}
+    return {"model": profile.model, "files": marks_of(files)}
 
 
 def gguf_file(wheel: str) -> Path:

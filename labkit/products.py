@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
-from labkit.files import files_of, sha256_of
+from labkit.files import files_of, marks_of
 from labkit.folders import own, remove
 from labkit.machine import machine_name, versions
 from labkit.passes import VERSION
@@ -36,8 +36,9 @@ RESERVED |= {"summary.json", "notebooks", "route.png", "bundle.tar"}
 
 @dataclass(frozen=True)
 class FileMark:
-    """One file of a product as it was left: its size in bytes, its SHA-256, and what the system
-    changes when somebody writes to it.
+    """One file of a product as it was left: its size in bytes, its SHA-256 (of a large file that
+    of its parts, see labkit.files.mark_of), and what the system changes when somebody writes to
+    it.
     """
 
     bytes: int
@@ -145,7 +146,7 @@ class Products:
                 return f"was altered since it was made ({part})"
         if not hashed:
             found = {p: path for p, path in found.items() if _seen(path) != stamp.files[p].seen}
-        for part, digest in sha256_of(found).items():
+        for part, digest in marks_of(found).items():
             if digest != stamp.files[part].sha256:
                 return f"was altered since it was made ({part})"
         return ""
@@ -214,7 +215,7 @@ class Products:
 
     def _marks(self, name: str) -> dict[str, FileMark]:
         files = files_of(self.folder / name)
-        digests = sha256_of(files)
+        digests = marks_of(files)
         return {
             part: FileMark(path.stat().st_size, digests[part], _seen(path))
             for part, path in files.items()

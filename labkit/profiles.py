@@ -58,6 +58,17 @@ class Profile:
             "accumulation_steps": self.batch_size // self.micro_batch,
         }
 
+    def at_once(self, longest: int) -> dict[str, int]:
+        """How many records of at most *longest* tokens training takes together, for a workflow's
+        slots.
+
+        Memory is for micro_batch records of sequence_length tokens.
+        """
+        room = self.micro_batch * self.sequence_length // longest
+        most = max(self.micro_batch, min(room, self.batch_size))
+        micro = next(size for size in range(most, 0, -1) if self.batch_size % size == 0)
+        return {"micro_batch": micro, "accumulation_steps": self.batch_size // micro}
+
     @property
     def model_id(self) -> str:
         """Whose model it is: its id on the Hub, an azureml:// address, or the name of a local

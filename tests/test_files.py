@@ -1,6 +1,7 @@
 """Files are written whole, hashed and weighed."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,31 @@ def test_a_large_file_is_read_once_while_nobody_writes_to_it(tmp_path, monkeypat
     half_done.mkdir()
     (half_done / "large").write_bytes(bytes(2**24 + 1))
     (half_done / "small").write_bytes(b"abc")
-    first = files.sha256_of(files.files_of(half_done))
+    first = files.marks_of(files.files_of(half_done))
     half_done.rename(product)
-    assert files.sha256_of(files.files_of(product)) == first
+    assert files.marks_of(files.files_of(product)) == first
     assert sorted(Path(name).name for name in read) == ["large", "small", "small"]
     with open(product / "large", "r+b") as file:
         file.seek(2**23)
         file.write(b"x")
     now = files.sha256(product / "large")
     assert now == hashlib.sha256((product / "large").read_bytes()).hexdigest() != first["large"]
+
+
+def test_each_part_of_a_large_file_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PART", 3 * 2**20)
+    path, content = tmp_path / "large", bytearray(os.urandom(8 * 2**20))
+    marks = set()
+    for changed in (0, 3 * 2**20 - 1, 3 * 2**20, len(content) - 1):
+        content[changed] ^= 1
+        path.write_bytes(content)
+        marks.add(files.mark_of(path))
+        parts = [content[at : at + files.PART] for at in range(0, len(content), files.PART)]
+        wanted = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+        assert files.mark_of(path) == f"parts-{wanted.hexdigest()}"
+    path.write_bytes(content[: files.PART])
+    assert files.mark_of(path) == hashlib.sha256(content[: files.PART]).hexdigest()
+    assert len(marks) == 4
 
 
 def test_a_listing_names_every_file_with_its_size(tmp_path):

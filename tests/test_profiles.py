@@ -69,6 +69,14 @@ def test_a_batch_is_whole():
     assert CPU.derived(2) == {"evaluation_steps": 1, "accumulation_steps": 1}
 
 
+@pytest.mark.parametrize(("longest", "micro"), [(1, 4), (256, 4), (257, 2), (512, 2), (9000, 2)])
+def test_short_records_are_trained_on_together(longest, micro):
+    gpu = PROFILES["gpu"]
+    assert gpu.at_once(longest) == {"micro_batch": micro, "accumulation_steps": 4 // micro}
+    assert micro * min(longest, gpu.sequence_length) <= gpu.micro_batch * gpu.sequence_length
+    assert CPU.at_once(longest) == {"micro_batch": 2, "accumulation_steps": 1}
+
+
 @pytest.mark.parametrize(
     ("processor", "dtype"),
     [

@@ -27,9 +27,10 @@ def main() -> int:
             lab = labkit.start("03")
         needs = ("awq-dense", "train.jsonl", "heldout.jsonl")
         model, train, heldout = map(lab.path, needs)
-        travel = lab.workflow(
-            "finetune", model=model, train=train, heldout=heldout, steps=lab.profile.steps
-        )
+        tokenizer, records = labkit.load_tokenizer(model), labkit.load_records(train)
+        longest = max(len(labkit.chat_ids(tokenizer, record)[0]) for record in records)
+        data = {"train": train, "heldout": heldout} | lab.profile.at_once(longest)
+        travel = lab.workflow("finetune", model=model, steps=lab.profile.steps, **data)
         if rank == 0:
             lab.keep("lora", train_share, travel, needs=needs, entry=("adapter", "trainer"))
         elif lab.products.change("lora", lab.products.decision(travel, needs)):

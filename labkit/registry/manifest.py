@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from labkit.errors import LabError, plain
-from labkit.files import OLIVE_NOTES, sha256_of, write_json
+from labkit.files import OLIVE_NOTES, sha256, write_json
 
 MANIFEST = "manifest.json"
 # the SDK obeys them silently, and would leave weights behind
@@ -129,10 +129,9 @@ def files_to_send(folder: Path) -> dict[str, Path]:
 
 
 def _listed(folder: Path) -> dict[str, dict]:
-    files = files_to_send(folder)
     return {
-        path: {"bytes": files[path].stat().st_size, "sha256": digest}
-        for path, digest in sha256_of(files).items()
+        path: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for path, file in files_to_send(folder).items()
     }
 
 
