@@ -33,7 +33,7 @@ LABS = {
     ),
     "04": Entry(
         "optimize",
-        needs=("awq-dense", "lora", "lora-tone", "heldout.jsonl", "lora-losses.json"),
+        needs=("awq", "awq-dense", "lora", "lora-tone", "heldout.jsonl", "lora-losses.json"),
         makes=(
             "onnx",
             "tone.onnx_adapter",

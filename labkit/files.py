@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from labkit.errors import LabError
 
 SHARD = "1GB"  # a checkpoint is written in files of this size, which are read side by side
 PART = 2**29  # bytes of a file that one core hashes
+CHUNK = 2**20  # bytes that are read at once
 # what Olive writes beside a model: it holds paths of this machine
 OLIVE_NOTES = ("model_config.json", "footprint.json", "output_footprint.json", "run_history.txt")
 
@@ -55,8 +57,7 @@ def sha256(path: Path) -> str:
 
     A large file is read once by this process, while nobody writes to it.
     """
-    with open(path, "rb") as file:
-        return _once(path, lambda: hashlib.file_digest(file, "sha256").hexdigest())
+    return _once(path, "whole", lambda file, _: hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def mark_of(path: Path) -> str:
@@ -65,25 +66,19 @@ def mark_of(path: Path) -> str:
     Of a file that is larger than PART, it is that of the SHA-256 of its parts, which are read side
     by side: one core alone reads a large model for ten seconds.
     """
-    size = path.stat().st_size
-    if size <= PART:
-        return sha256(path)
+    return _once(path, "parts", _in_parts) if path.stat().st_size > PART else sha256(path)
 
+
+def _in_parts(file: BinaryIO, size: int) -> str:
     def part(start: int) -> bytes:
-        digest, left = hashlib.sha256(), PART
-        with open(path, "rb") as file:
-            file.seek(start)
-            while left and (chunk := file.read(min(left, 2**20))):
-                digest.update(chunk)
-                left -= len(chunk)
+        digest, end = hashlib.sha256(), min(start + PART, size)
+        for at in range(start, end, CHUNK):
+            digest.update(os.pread(file.fileno(), min(CHUNK, end - at), at))
         return digest.digest()
 
-    def parts() -> str:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = b"".join(pool.map(part, range(0, size, PART)))
-        return f"parts-{hashlib.sha256(digests).hexdigest()}"
-
-    return _once(path, parts, "parts")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = b"".join(pool.map(part, range(0, size, PART)))
+    return f"parts-{hashlib.sha256(digests).hexdigest()}"
 
 
 def marks_of(files: dict[str, Path]) -> dict[str, str]:
@@ -92,15 +87,37 @@ def marks_of(files: dict[str, Path]) -> dict[str, str]:
         return dict(zip(files, pool.map(mark_of, files.values()), strict=True))
 
 
-def _once(path: Path, read: Callable[[], str], kind: str = "whole") -> str:
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether the content of *path* is what *mark* tells: of its parts, or as it was made before
+    2026-12-01, when that of a large file was the SHA-256 of all of it.
+    """
+    in_parts = path.stat().st_size > PART
+    return mark == (sha256(path) if in_parts and "-" not in mark else mark_of(path))
+
+
+def differing(files: dict[str, Path], marks: dict[str, str]) -> list[str]:
+    """Names of those *files* that have not their mark of *marks*; one on each core at once."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        same = pool.map(has_mark, files.values(), [marks[name] for name in files])
+        return [name for name, one in zip(files, same, strict=True) if not one]
+
+
+def _once(path: Path, kind: str, read: Callable[[BinaryIO, int], str]) -> str:
     """What *read* finds in *path*; of a large file, what it found while the file was the same."""
-    found = path.stat()
-    key = kind, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    if found.st_size <= 2**24:  # read before the clock of its times ticks
-        return read()
-    if key not in _found:
-        _found[key] = read()
-    return _found[key]
+    with open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        key = kind, *_seen(found)
+        if key in _found:
+            return _found[key]
+        value = read(file, found.st_size)
+        # a small file may be written again before the clock of its times ticks
+        if found.st_size > 2**24 and _seen(os.fstat(file.fileno())) == key[1:]:
+            _found[key] = value
+        return value
+
+
+def _seen(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 _found: dict[tuple, str] = {}  # what the system says of a file -> its hash

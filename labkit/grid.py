@@ -1,6 +1,5 @@
 """The 4-bit grid: weights rounded to it, packed for two file formats, unpacked and compared."""
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +62,7 @@ def pack_awq(numbers: torch.Tensor) -> torch.Tensor:
 
 def _unpack_words(packed: torch.Tensor) -> torch.Tensor:
     """The 4-bit numbers [out, n] that :func:`pack_awq` packed, in float32."""
-    shifts = torch.arange(0, 32, BITS, dtype=torch.int32)
+    shifts = torch.arange(0, 32, BITS, dtype=torch.int32, device=packed.device)
     eight = (packed.unsqueeze(-1) >> shifts & 15).float()
     numbers = torch.empty_like(eight)
     numbers[..., AWQ_ORDER] = eight
@@ -91,41 +90,44 @@ def unpack_onnx(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack([packed & 15, packed >> BITS], -1).flatten(-2).float()
 
 
-def compare_weights(onnx_dir: Path, dense_dir: Path) -> dict[str, float]:
-    """How exactly the int4 layers of the ONNX model hold the AWQ grid of the dense checkpoint.
+def compare_weights(onnx_dir: Path, packed: Path) -> dict[str, float]:
+    """How exactly the int4 layers of the ONNX model hold the grids of the *packed* checkpoint.
 
     {"share_of_weights": of the checkpoint's layers, those found in the model,
     "worst_relative_error": the largest one of a layer, by the Frobenius norm,
-    "same_groups": share of the groups whose integers are all the same}.
-    Raises LabError if the model has no int4 layer.
+    "same_groups": share of the groups whose integers are all the checkpoint's}.
+    Raises LabError if the model has no int4 layer, or one that the checkpoint lacks.
     """
     import onnx
     from onnx import numpy_helper
 
+    from labkit.packed import PackedLayers
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     graph = onnx.load(onnx_dir / "model.onnx").graph
     initializers = {initializer.name: initializer for initializer in graph.initializer}
-    dense = tensors_of(dense_dir)
+    layers = PackedLayers(packed)
+    layers.tensors = {name: tensor.to(device) for name, tensor in layers.tensors.items()}
     errors, same_groups, groups, weights = [], 0, 0, 0
     for node in graph.node:
         if node.op_type != "MatMulNBits" or "/layers." not in node.name:
             continue
         arrays = [numpy_helper.to_array(initializers[name]) for name in node.input[1:4]]
         grid = _grid_of(*(torch.from_numpy(array.copy()).to(device) for array in arrays))
-        wanted = _dense_weight(dense, node.name).to(device).float()
-        errors.append(((grid.values() - wanted).norm() / wanted.norm()).item())
-        integers = _nearest(wanted.view_as(grid.integers), grid.scales, grid.zeros)
-        same_groups += int((integers == grid.integers).all(-1).sum())
+        wanted, _ = layers.behind(node.name)
+        values = wanted.values()
+        errors.append(((grid.values() - values).norm() / values.norm()).item())
+        same_groups += int((wanted.integers == grid.integers).all(-1).sum())
         groups += grid.scales.numel()
-        weights += wanted.numel()
+        weights += values.numel()
     if not errors:
         raise LabError(
             f"{onnx_dir}/model.onnx has no int4 layer: the model builder did not quantize it. "
             "Run lab 04 again."
         )
-    layers = [w for name, w in dense.items() if ".layers." in name and w.dim() == 2]
+    words = (layers.tensors[f"{name}.qweight"] for name in layers.names)
     return {
-        "share_of_weights": weights / sum(weight.numel() for weight in layers),
+        "share_of_weights": weights / sum(32 // BITS * word.numel() for word in words),
         "worst_relative_error": max(errors),
         "same_groups": same_groups / groups,
     }
@@ -144,16 +146,3 @@ def _grid_of(qweight: torch.Tensor, scales: torch.Tensor, qzeros: torch.Tensor) 
     scales = scales.float().reshape(len(qweight), -1, 1)
     zeros = unpack_onnx(qzeros.reshape(len(qweight), -1))[:, : scales.shape[1], None]
     return Grid(unpack_onnx(qweight), scales, zeros)
-
-
-def _dense_weight(dense: dict[str, torch.Tensor], node: str) -> torch.Tensor:
-    """The checkpoint's weight behind a node like /model/layers.3/attn/qkv_proj/MatMulNBits.
-
-    The layer may be one in the checkpoint, too, or be there in parts.
-    """
-    layer, block, projection = re.match(r"/model/(layers\.\d+)/(\w+)/(\w+)/", node).groups()
-    prefix = f"model.{layer}.{'self_attn' if block == 'attn' else 'mlp'}"
-    name = f"{prefix}.{projection}.weight"
-    if name in dense:
-        return dense[name]
-    return torch.cat([dense[f"{prefix}.{part}.weight"] for part in FUSED[projection]])

@@ -4,6 +4,7 @@ to do.
 
 import contextlib
 import functools
+import gc
 import os
 import platform
 import re
@@ -201,17 +202,20 @@ def require_free_gpu(profile: Profile) -> None:
 @contextlib.contextmanager
 def off_gpu(model, profile: Profile):
     """Keeps a torch *model* in main memory meanwhile, if less of its GPU's memory is free than
-    *profile* needs.
+    *profile* needs; then it is whole on the profile's device again, also after an interrupt.
     """
     import torch
 
-    device = model.device
-    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 1e9 * profile.gpu_gb:
-        model.to("cpu")
+    on_gpu = profile.device == "cuda"
     try:
+        if on_gpu and torch.cuda.mem_get_info()[0] < 1e9 * profile.gpu_gb:
+            model.to("cpu")
         yield
     finally:
-        model.to(device)
+        if on_gpu:
+            gc.collect()
+            torch.cuda.empty_cache()
+            model.to(profile.device)
 
 
 def _first_gpu() -> list[str] | None:

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labkit.errors import LabError
-from labkit.files import files_of, marks_of
+from labkit.files import differing, files_of, marks_of
 from labkit.folders import own, remove
 from labkit.machine import machine_name, versions
 from labkit.passes import VERSION
@@ -28,6 +28,7 @@ from labkit.profiles import ROOT
 from labkit.state import STRICT, read_state, write_state
 
 NAME = r"\w[\w .-]*(/\w[\w .-]*)?"
+MISSING = "is missing"  # why a product that was deleted cannot be used
 LONGEST = 200  # bytes, of the 255 that a name may have where something is put around it
 # what else a run folder holds
 RESERVED = {"logs", "records", "workflows", "registry", "downloaded", "report.html"}
@@ -117,8 +118,8 @@ class Products:
     def fault(self, name: str, *, hashed: bool = False) -> str:
         """Why *name* cannot be used: unfinished, altered, or made from what was remade; else "".
 
-        A file whose size and times are as they were left is taken for unchanged, unless *hashed*:
-        then each byte of *name* counts.
+        What it was made from may be gone, to save room. A file whose size and times are as they
+        were left is taken for unchanged, unless *hashed*: then each byte of *name* counts.
         """
         return self._fault(name, hashed, {})
 
@@ -132,23 +133,23 @@ class Products:
         stamp = self.stamp(name)
         if not stamp:
             there = (self.folder / name).exists()
-            return "is not from a finished run" if there else "is missing"
+            return "is not from a finished run" if there else MISSING
         for need, made in stamp.decided_by.needs.items():
             if self.identity(need) != made:
                 return f"was made from {need}, which was made anew since"
-            if self._fault(need, False, known):
+            if self._fault(need, False, known) not in ("", MISSING):
                 return f"was made from {need}, which is no longer current"
         found = files_of(self.folder / name)
         for part in sorted(found.keys() | stamp.files.keys()):
             if part not in found:
-                return "is missing" if not found else f"has lost its file {part}"
+                return MISSING if not found else f"has lost its file {part}"
             if part not in stamp.files or found[part].stat().st_size != stamp.files[part].bytes:
                 return f"was altered since it was made ({part})"
         if not hashed:
             found = {p: path for p, path in found.items() if _seen(path) != stamp.files[p].seen}
-        for part, digest in marks_of(found).items():
-            if digest != stamp.files[part].sha256:
-                return f"was altered since it was made ({part})"
+        marks = {part: stamp.files[part].sha256 for part in found}
+        for part in differing(found, marks):
+            return f"was altered since it was made ({part})"
         return ""
 
     def decision(self, recipe: object, needs: Iterable[str] = ()) -> Decision:

@@ -234,7 +234,8 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         calibration=folder / "calibration.jsonl",
         quantize_dtype="float32",
     )
-    labkit.unpack_awq(olive_run(workflow, folder / "awq"), folder / "dense")
+    packed = olive_run(workflow, folder / "awq")
+    labkit.unpack_awq(packed, folder / "dense")
     base, model = losses(load(folder / "base")), load(folder / "dense")
     linears = {
         n: m for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)
@@ -282,7 +283,7 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
         linears={name.split(".")[-1] for name in linears},
         effect=apart(tuned, plain),
         joined=len(weights_in(adapter)),
-        parity=labkit.compare_weights(onnx_dir, folder / "dense"),
+        parity=labkit.compare_weights(onnx_dir, packed),
         off=apart(losses(onnx_dir), plain),
         on=apart(losses(onnx_dir, adapter=adapter), tuned),
         worse=worse(model, onnx_dir, adapter, tokenizer),

@@ -49,16 +49,19 @@ def test_a_large_file_is_read_once_while_nobody_writes_to_it(tmp_path, monkeypat
 
 
 def test_each_part_of_a_large_file_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PART", 3 * 2**20)
-    path, content = tmp_path / "large", bytearray(os.urandom(8 * 2**20))
+    monkeypatch.setattr(files, "PART", 7 * 2**20)
+    path, content = tmp_path / "large", bytearray(os.urandom(20 * 2**20))
     marks = set()
-    for changed in (0, 3 * 2**20 - 1, 3 * 2**20, len(content) - 1):
+    for changed in (0, 7 * 2**20 - 1, 7 * 2**20, len(content) - 1):
         content[changed] ^= 1
         path.write_bytes(content)
         marks.add(files.mark_of(path))
         parts = [content[at : at + files.PART] for at in range(0, len(content), files.PART)]
         wanted = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
         assert files.mark_of(path) == f"parts-{wanted.hexdigest()}"
+    whole = hashlib.sha256(content).hexdigest()  # the mark of a run that is older
+    assert files.has_mark(path, whole) and files.has_mark(path, files.mark_of(path))
+    assert not files.has_mark(path, whole[::-1]) and files.differing({"a": path}, {"a": "b"})
     path.write_bytes(content[: files.PART])
     assert files.mark_of(path) == hashlib.sha256(content[: files.PART]).hexdigest()
     assert len(marks) == 4

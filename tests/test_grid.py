@@ -1,5 +1,7 @@
 """The 4-bit grid: rounding, packing and the comparison of an ONNX model with a checkpoint."""
 
+import json
+
 import onnx
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 
 import labkit
 from labkit.errors import LabError
-from labkit.grid import pack_onnx, round_to_grid, unpack_onnx
+from labkit.grid import Grid, pack_awq, pack_onnx, round_to_grid, unpack_onnx
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -58,28 +60,36 @@ def test_the_first_of_two_numbers_is_in_the_lower_half_of_a_byte(count):
 
 # ---- the comparison
 
-SHAPES = {"self_attn.q_proj": 4, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "mlp.down_proj": 4}
+SHAPES = {"self_attn.q_proj": 16, "self_attn.k_proj": 8, "self_attn.v_proj": 8}
+SHAPES |= {"mlp.down_proj": 16}
 
 
 @pytest.fixture
 def layers():
-    """Layer -> weights [out, 48] on the grid, of one block."""
-    return {name: round_to_grid(random(rows, 48), 16).values() for name, rows in SHAPES.items()}
+    """Layer -> grid of weights [out, 48], of one block."""
+    return {name: round_to_grid(random(rows, 48), 16) for name, rows in SHAPES.items()}
 
 
-def write_dense(layers: dict, folder):
+def write_packed(layers: dict, folder):
+    """A checkpoint as AutoAWQ packs it."""
     folder.mkdir()
-    tensors = {f"model.layers.0.{name}.weight": weight for name, weight in layers.items()}
-    save_file(tensors | {"model.norm.weight": torch.ones(48)}, folder / "model.safetensors")
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 16}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    tensors = {"model.norm.weight": torch.ones(48)}
+    for name, grid in layers.items():
+        prefix = f"model.layers.0.{name}"
+        tensors[f"{prefix}.qweight"] = pack_awq(grid.integers.flatten(-2))
+        tensors[f"{prefix}.qzeros"] = pack_awq(grid.zeros.squeeze(-1))
+        tensors[f"{prefix}.scales"] = grid.scales.squeeze(-1).T.half().contiguous()
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 
 def write_onnx(nodes: dict, folder):
-    """A graph with a MatMulNBits node, as the builder writes it, for each weight of *nodes*."""
+    """A graph with a MatMulNBits node, as the builder writes it, for each grid of *nodes*."""
     folder.mkdir()
     made, initializers = [], []
-    for name, weight in nodes.items():
-        grid = round_to_grid(weight, 16)
+    for name, grid in nodes.items():
         scales = grid.scales.squeeze(-1)
         parts = (pack_onnx(grid.integers), scales, pack_onnx(grid.zeros.squeeze(-1)))
         inputs = [f"{name}.{part}" for part in ("weight", "scales", "zeros")]
@@ -94,33 +104,50 @@ def write_onnx(nodes: dict, folder):
 
 
 def nodes_of(layers: dict) -> dict:
-    qkv = torch.cat([layers[f"self_attn.{part}_proj"] for part in "qkv"])
+    parts = [layers[f"self_attn.{part}_proj"] for part in "qkv"]
     return {
-        "/model/layers.0/attn/qkv_proj/MatMulNBits": qkv,
+        "/model/layers.0/attn/qkv_proj/MatMulNBits": Grid(
+            *map(torch.cat, zip(*parts, strict=True))
+        ),
         "/model/layers.0/mlp/down_proj/MatMulNBits": layers["mlp.down_proj"],
-        "/lm_head/MatMulNBits": torch.ones(2, 48),
+        "/lm_head/MatMulNBits": round_to_grid(torch.ones(2, 48), 16),
     }
 
 
 def test_a_model_on_the_same_grid_has_all_groups(layers, tmp_path):
-    dense = write_dense(layers, tmp_path / "dense")
-    found = labkit.compare_weights(write_onnx(nodes_of(layers), tmp_path / "onnx"), dense)
+    packed = write_packed(layers, tmp_path / "packed")
+    found = labkit.compare_weights(write_onnx(nodes_of(layers), tmp_path / "onnx"), packed)
     assert found["share_of_weights"] == found["same_groups"] == 1
     assert found["worst_relative_error"] < 1e-3  # of the scale, which is a float16
 
 
 def test_a_group_that_differs_is_counted_and_a_layer_that_lacks_is_missed(layers, tmp_path):
     onnx_dir = write_onnx(nodes_of(layers), tmp_path / "onnx")
-    layers["mlp.down_proj"][0, 0] += 5
-    layers["mlp.up_proj"] = torch.ones(12, 48)
-    found = labkit.compare_weights(onnx_dir, write_dense(layers, tmp_path / "dense"))
+    down = layers["mlp.down_proj"]
+    norm = down.values().norm()
+    number = down.integers[0, 0, 0]
+    number += 1 if number < 15 else -1
+    layers["mlp.up_proj"] = round_to_grid(random(48, 48), 16)
+    found = labkit.compare_weights(onnx_dir, write_packed(layers, tmp_path / "packed"))
     assert found["share_of_weights"] == 0.5
-    assert found["same_groups"] == 1 - 1 / 36
-    changed = layers["mlp.down_proj"]
-    assert found["worst_relative_error"] == pytest.approx((5 / changed.norm()).item(), rel=0.01)
+    assert found["same_groups"] == 1 - 1 / 144
+    moved = (down.scales[0, 0, 0] / norm).item()
+    assert found["worst_relative_error"] == pytest.approx(moved, rel=0.02)
+
+
+def test_other_integers_for_the_same_values_are_no_same_groups(layers, tmp_path):
+    """The same weights on another grid, which a comparison of weights does not see."""
+    onnx_dir = write_onnx(nodes_of(layers), tmp_path / "onnx")
+    down = layers["mlp.down_proj"]
+    layers["mlp.down_proj"] = Grid(15 - down.integers, -down.scales, 15 - down.zeros)
+    found = labkit.compare_weights(onnx_dir, write_packed(layers, tmp_path / "packed"))
+    assert found["worst_relative_error"] < 1e-3 and found["same_groups"] == pytest.approx(
+        1 - 48 / 144
+    )
 
 
 def test_a_model_without_int4_layers_is_refused(layers, tmp_path):
-    onnx_dir = write_onnx({"/lm_head/MatMulNBits": torch.ones(2, 48)}, tmp_path / "onnx")
+    head = {"/lm_head/MatMulNBits": round_to_grid(torch.ones(2, 48), 16)}
+    onnx_dir = write_onnx(head, tmp_path / "onnx")
     with pytest.raises(LabError, match="has no int4 layer"):
-        labkit.compare_weights(onnx_dir, write_dense(layers, tmp_path / "dense"))
+        labkit.compare_weights(onnx_dir, write_packed(layers, tmp_path / "packed"))

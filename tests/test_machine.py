@@ -16,22 +16,29 @@ from labkit.machine import preflight, require
 from labkit.profiles import PROFILES
 
 
-class OnGpu:
-    """Notes where a model is moved."""
+class Moved:
+    """Notes where a model is moved; an interrupt may come meanwhile."""
 
-    def __init__(self):
-        self.device, self.moves = torch.device("cuda"), []
+    def __init__(self, interrupted: str):
+        self.interrupted, self.moves = interrupted, []
 
     def to(self, device):
-        self.moves.append(str(device))
+        self.moves.append(device)
+        if device == self.interrupted:
+            raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("free_gb", "moves"), [(14, ["cpu", "cuda"]), (60, ["cuda"])])
-def test_a_model_leaves_the_gpu_only_where_its_memory_is_needed(monkeypatch, free_gb, moves):
+@pytest.mark.parametrize(
+    ("profile", "free_gb", "moves"),
+    [("gpu", 14, ["cpu", "cuda"]), ("gpu", 60, ["cuda"]), ("cpu", 0, [])],
+)
+@pytest.mark.parametrize("interrupted", ["while it is moved", "cpu"])
+def test_a_model_leaves_the_gpu_only_where_its_memory_is_needed(
+    monkeypatch, profile, free_gb, moves, interrupted
+):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_gb * 10**9, 80 * 10**9))
-    model = OnGpu()
-    with pytest.raises(KeyboardInterrupt), machine.off_gpu(model, PROFILES["gpu"]):
-        assert model.moves == moves[:-1]
+    model = Moved(interrupted)
+    with pytest.raises(KeyboardInterrupt), machine.off_gpu(model, PROFILES[profile]):
         raise KeyboardInterrupt
     assert model.moves == moves
 

@@ -165,6 +165,18 @@ def test_a_remade_need_makes_all_that_came_after_stale(keep, lab):
         Lab("04", CPU).path("lora")
 
 
+def test_what_is_not_needed_any_more_may_be_deleted(keep, lab):
+    keep()
+    Lab("03", CPU).keep("lora", writes("x"), needs=("awq",))
+    (lab.folder / "awq").unlink()
+    assert Lab("04", CPU).path("lora").read_text() == "x"
+    with pytest.raises(LabError, match="run lab 02 first: .*awq is missing"):
+        Lab("03", CPU).path("awq")
+    Lab("01", CPU).keep("base", writes("weights"), anew=True)
+    with pytest.raises(LabError, match="made from awq, which is no longer current"):
+        Lab("04", CPU).path("lora")
+
+
 def test_a_cut_file_is_not_taken_for_finished(keep, made, lab, capsys):
     keep().write_text("buil")
     with pytest.raises(LabError, match=r"run lab 02 first.*was altered since it was made \(awq\)"):

@@ -134,7 +134,9 @@ def test_a_gpus_attention_needs_no_plan_for_each_length(runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 10**9, 80 * 10**9))
     torch.backends.cuda.enable_cudnn_sdp(True)
     starting.start("01", profile="gpu")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    found = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)  # for the tests that follow
+    assert not found
 
 
 # ---- Olive's workflows

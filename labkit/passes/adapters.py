@@ -32,6 +32,8 @@ class LoraExtractor(ExtractAdapters):
     """
 
     def _run_for_config(self, model, config, output_model_path: str) -> ONNXModelHandler:
+        if not (config.make_inputs and config.optional_inputs and config.adapter_type == "lora"):
+            raise ValueError("only LoRA adapters are extracted, as optional inputs")
         path = Path(resolve_onnx_path(output_model_path, Path(model.model_path).name))
         graph = model.load_ir_model()
         weights = self._extract_adapter_from_dynamo(graph)  # which goes by names
@@ -42,7 +44,8 @@ class LoraExtractor(ExtractAdapters):
             self._convert_initializer_to_input(graph, name)
             once = len(inputs)
             self._make_dynamic_optional(graph, weights, name, config)
-            del inputs[once:]
+            while len(inputs) > once:
+                inputs.pop()
         file = save_weights(weights, path.parent / "adapter_weights", config.save_format)
         save_graph(graph, path, config)
         attributes = deepcopy(model.model_attributes) or {}

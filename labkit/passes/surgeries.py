@@ -27,9 +27,14 @@ def save_graph(model: ir.Model, path: Path, config) -> ONNXModelHandler:
 
 
 class Surgeries(GraphSurgeries):
-    """Olive's GraphSurgeries; of the weights, a surgery reads those that it asks for."""
+    """Olive's GraphSurgeries; of the weights, a surgery reads those that it asks for.
+
+    As Olive has it where duplicates shall be removed, which reads them all.
+    """
 
     def _run_for_config(self, model, config, output_model_path: str) -> ONNXModelHandler:
+        if config.remove_duplicate_initializers:
+            return super()._run_for_config(model, config, output_model_path)
         folder, name = Path(model.model_path).parent, Path(model.model_path).name
         graph = onnx.load(model.model_path, load_external_data=False)
         with contextlib.chdir(folder):  # where onnx looks for weights that a graph only names

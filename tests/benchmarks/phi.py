@@ -57,6 +57,7 @@ def make(work: Path, options) -> None:
         ):
             row["response"] += some.pop()["response"] + " "
         rows.append(row)
+    (work / "data.jsonl").unlink(missing_ok=True)
     if rows:
         (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parameters = sum(math.prod(shape) for shape in shapes(work / "model"))

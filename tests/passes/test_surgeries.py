@@ -75,6 +75,11 @@ def test_the_graph_is_the_one_of_olives_own_passes(captured, tmp_path, monkeypat
     for name, value in one.initializers.items():
         wanted_value = other.initializers[name].const_value.numpy()
         np.testing.assert_array_equal(value.const_value.numpy(), wanted_value, name)
+    signatures = [
+        {value.name: (value.dtype, str(value.shape)) for value in (*graph.inputs, *graph.outputs)}
+        for graph in (one, other)
+    ]
+    assert signatures[0] == signatures[1]
     assert_valid(found / "model.onnx")
     graph = onnx.load(found / "model.onnx", load_external_data=False).graph
     assert len({one.name for one in graph.input}) == len(graph.input)
