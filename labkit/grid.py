@@ -46,11 +46,7 @@ def round_to_grid(weight: torch.Tensor, group_size: int, *, symmetric: bool = Fa
     else:
         scales = ((high - low).clamp_(min=1e-5) / 15).half().float()
         zeros = (-low / scales).round_().clamp_(0, 15)
-    return Grid(_nearest(groups, scales, zeros).clamp_(0, 15), scales, zeros)
-
-
-def _nearest(groups: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    return (groups / scales).round_().add_(zeros)
+    return Grid((groups / scales).round_().add_(zeros).clamp_(0, 15), scales, zeros)
 
 
 def pack_awq(numbers: torch.Tensor) -> torch.Tensor:

@@ -257,15 +257,6 @@ def take(kind: str, folder: Path, tokenizer) -> Route:
     workflow = Lab("04", CPU).workflow(
         "optimize", model=folder / "dense", adapter=folder / "adapter", tied=tied
     )
-    capture = workflow["passes"]["capture"]
-    if not tied:
-        surgery = {"type": "GraphSurgeries", "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}]}
-        surgery["remove_duplicate_initializers"] = False
-        workflow["passes"] = {
-            "capture": capture,
-            "embedding": surgery,
-            "extract": workflow["passes"]["extract"],
-        }
     onnx_dir = olive_run(workflow, folder / "onnx")
     assert_valid(onnx_dir / "model.onnx")
     adapter = onnx_dir / "adapter_weights.onnx_adapter"

@@ -124,8 +124,6 @@ def test_the_graph_is_valid_and_has_the_loss_of_the_model(route, byte_tokenizer,
         adapter=str(tmp_path / "adapter"),
         tied=settings["tie_word_embeddings"],
     )
-    if not settings["tie_word_embeddings"]:
-        workflow["passes"] = with_small_embedding(workflow["passes"])
     with Progress() as progress:
         onnx_dir = optimized(workflow, tmp_path / "onnx")
     assert str(progress.stage) == "2 of 2 layers"
@@ -185,16 +183,6 @@ def test_directml_gets_q_and_k_rotated_and_the_adapter_in_float(byte_tokenizer, 
     shipped = labkit.OnnxLogits(onnx_dir)
     for found, wanted in ((losses(shipped), plain), (losses(shipped.using(adapter)), tuned)):
         assert np.linalg.norm(found - wanted) < 0.35 * step
-
-
-def with_small_embedding(passes: dict) -> dict:
-    """As lab 04 does it for a model whose embedding and head are not one matrix."""
-    surgery = {
-        "type": "GraphSurgeries",
-        "surgeries": [{"surgeon": "QuantizeEmbeddingInt8"}],
-        "remove_duplicate_initializers": False,
-    }
-    return {"capture": passes["capture"], "embedding": surgery, "extract": passes["extract"]}
 
 
 # ---- long texts

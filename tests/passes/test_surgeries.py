@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from graphs import assert_valid
 from samples import CPU
-from test_optimize import phi3, with_small_embedding
+from test_optimize import phi3
 
 import labkit
 from labkit.passes import surgeries
@@ -33,7 +33,7 @@ def captured(byte_tokenizer, tmp_path, runs):
     get_peft_model(phi3(), lora).save_pretrained(adapter)
     places = {"model": str(model), "adapter": str(adapter), "tied": False}
     workflow = Lab("04", CPU).workflow("optimize", **places)
-    passes = with_small_embedding(workflow["passes"])
+    passes = dict(workflow["passes"])
 
     def run(out, passes, package=None, **model):
         places = {"output_dir": str(out), "cache_dir": str(tmp_path / f"cache-{out.name}")}
